@@ -1,0 +1,3 @@
+from crd.cli import main
+
+main()

@@ -1,0 +1,115 @@
+"""Evaluation on fixed prompts with fixed noise: reward, judges, drift from the anchor, diversity within a prompt."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from crd.batch import PromptGroup
+from crd.config import CRDConfig
+from crd.models.policy import Policy, Weights
+from crd.objectives.terms import noised, velocity_distance
+from crd.processes import add_up, share_of
+from crd.rewards.protocol import RewardSet
+from crd.rollout import chunks, collect
+from crd.seeding import noise
+
+DRIFT_SIGMAS = (0.25, 0.5, 0.75)
+DIVERSITY_SIZE = 16  # pixels, both sides: pictures are compared after averaging down to this
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers, and the pictures they were computed from in the order prompt by prompt."""
+
+    metrics: dict[str, float]
+    pictures: list[Image.Image]
+
+
+def pairwise_distance(thumbnails: np.ndarray) -> float:
+    """Mean root-mean-square distance over all pairs of ``(k, ...)`` pictures with values in [0, 1]."""
+    k = len(thumbnails)
+    if k < 2:
+        return 0.0
+    distances = [float(np.sqrt(((thumbnails[i] - thumbnails[j]) ** 2).mean())) for i in range(k) for j in range(i)]
+    return sum(distances) / len(distances)
+
+
+class Evaluator:
+    """Evaluates named weights; splits the pictures over the processes and gathers them exactly."""
+
+    def __init__(
+        self, policy: Policy, rewards: RewardSet, prompts: list[PromptGroup], config: CRDConfig, accelerator: Accelerator
+    ):
+        self.policy, self.rewards, self.config, self.accelerator = policy, rewards, config, accelerator
+        self.prompts = prompts
+        self.members = [prompt for prompt in prompts for _ in range(config.evaluation.pictures_per_prompt)]
+
+    def __call__(self, name: Weights, guidance_scale: float) -> Evaluation:
+        settings, count = self.config.evaluation, len(self.members)
+        ids = list(share_of(count, self.accelerator))
+        with self.policy.using(name):
+            drawn = collect(
+                self.policy,
+                self.rewards,
+                [self.members[i] for i in ids],
+                sample_ids=ids,
+                step=0,
+                seed=settings.seed,
+                purpose="evaluation",
+                steps=settings.steps,
+                guidance_scale=guidance_scale,
+                batch_size=self.config.rollout.batch_size,
+            )
+        drift = self._drift(name, guidance_scale, drawn.x0, ids)
+        columns = {"reward": drawn.scores.total, **drawn.scores.parts, "drift": drift}
+        everywhere = {key: add_up(values, ids, count, self.accelerator) for key, values in columns.items()}
+        pictures = self._gather(drawn.pictures, ids)
+        metrics = {key: _mean(values) for key, values in everywhere.items()}
+        metrics["failed"] = float(np.isnan(everywhere["reward"]).mean())
+        metrics["diversity"] = self._diversity(pictures)
+        return Evaluation(metrics, pictures)
+
+    @torch.no_grad()
+    def _drift(self, name: Weights, guidance_scale: float, x0: Tensor, ids: list[int]) -> np.ndarray:
+        """Squared velocity distance ``(n,)`` to the guided pretrained model at noised versions of the pictures themselves."""
+        distances = []
+        for part in chunks(len(ids), self.config.rollout.batch_size):
+            x, here = x0[part], ids[part]
+            conditioning = self.policy.encode([self.members[i].text for i in here])
+            total = torch.zeros(len(here), device=self.policy.device)
+            for sigma in DRIFT_SIGMAS:
+                level = torch.full((1, len(here)), sigma, device=self.policy.device)
+                eps = noise(tuple(x.shape[1:]), self.config.evaluation.seed, 0, f"drift-{sigma}", here).to(x.device)[None]
+                noisy = noised(x, eps, level)[0]
+                with self.policy.using(name):
+                    own = self.policy.velocity(noisy, level[0], conditioning, guidance_scale)
+                with self.policy.using("pretrained"):
+                    anchor = self.policy.velocity(noisy, level[0], conditioning, self.config.anchor.guidance_scale)
+                total += velocity_distance(own[None], anchor[None])[0]
+            distances.append((total / len(DRIFT_SIGMAS)).cpu().numpy())
+        return np.concatenate(distances) if distances else np.zeros(0)
+
+    def _gather(self, pictures: list[Image.Image], ids: list[int]) -> list[Image.Image]:
+        if self.accelerator.num_processes == 1:
+            return pictures
+        height, width = self.policy.model.height, self.policy.model.width
+        everywhere = torch.zeros(len(self.members), height, width, 3, dtype=torch.int32, device=self.policy.device)
+        for i, picture in zip(ids, pictures, strict=True):
+            everywhere[i] = torch.from_numpy(np.array(picture)).to(everywhere)
+        gathered = self.accelerator.reduce(everywhere, "sum").to(torch.uint8).cpu().numpy()
+        return [Image.fromarray(array) for array in gathered]
+
+    def _diversity(self, pictures: list[Image.Image]) -> float:
+        k = self.config.evaluation.pictures_per_prompt
+        size = (DIVERSITY_SIZE, DIVERSITY_SIZE)
+        small = np.stack([np.asarray(p.resize(size, Image.Resampling.BOX), dtype=np.float32) / 255 for p in pictures])
+        return sum(pairwise_distance(small[i : i + k]) for i in range(0, len(small), k)) / (len(small) // k)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the scores there are; 0 if there are none (then ``failed`` is 1)."""
+    return float(np.nanmean(values)) if not np.isnan(values).all() else 0.0

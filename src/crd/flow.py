@@ -1,0 +1,69 @@
+"""The conventions of this library, in one place.
+
+========  =======================================  ==========================================================
+symbol    meaning                                  shape
+========  =======================================  ==========================================================
+``x0``    clean latent                             ``(B, ...)``
+``eps``   standard Gaussian noise                  as ``x0``
+``sigma`` noise level in [0, 1]                    ``(B,)`` (or any shape that broadcasts to it)
+``x``     noised latent ``(1-sigma) x0 + sigma eps``  as ``x0``
+``u``     velocity ``dx/dsigma = eps - x0``        as ``x0``
+``t``     the timestep a model is given, ``1000 sigma``  ``(B,)``, float32 always
+========  =======================================  ==========================================================
+
+Latents, noise, targets and noise levels are float32: near 1000, bfloat16 has a spacing of 4.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+Latent = Float[Tensor, "b *rest"]
+Sigma = Float[Tensor, "b"]
+
+TIMESTEPS = 1000  # a model's timestep is this times sigma
+
+
+def expand(sigma: Tensor, like: Tensor) -> Tensor:
+    """``(B,)`` to ``(B, 1, ..., 1)``, so that it multiplies a tensor shaped as ``like``."""
+    return sigma.reshape(sigma.shape + (1,) * (like.ndim - sigma.ndim))
+
+
+def interpolate(x0: Latent, eps: Latent, sigma: Sigma) -> Latent:
+    """The noised latent ``(1 - sigma) x0 + sigma eps``."""
+    s = expand(sigma, x0)
+    return (1 - s) * x0 + s * eps
+
+
+def velocity_target(x0: Latent, eps: Latent) -> Latent:
+    """The velocity of the straight path, ``eps - x0``."""
+    return eps - x0
+
+
+def clean_from_velocity(x: Latent, v: Latent, sigma: Sigma) -> Latent:
+    """``x0 = x - sigma v``."""
+    return x - expand(sigma, x) * v
+
+
+def noise_from_velocity(x: Latent, v: Latent, sigma: Sigma) -> Latent:
+    """``eps = x + (1 - sigma) v``."""
+    return x + (1 - expand(sigma, x)) * v
+
+
+def velocity_from_clean(x: Latent, x0: Latent, sigma: Sigma) -> Latent:
+    """``v = (x - x0) / sigma``; sigma must be above 0."""
+    return (x - x0) / expand(sigma, x)
+
+
+def velocity_from_noise(x: Latent, eps: Latent, sigma: Sigma) -> Latent:
+    """``v = (eps - x) / (1 - sigma)``; sigma must be below 1."""
+    return (eps - x) / (1 - expand(sigma, x))
+
+
+def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance, ``v(empty) + w (v(c) - v(empty))``; w = 1 is the conditional model itself."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """The time shift of resolution-dependent schedules, ``s sigma / (1 + (s - 1) sigma)``."""
+    return shift * sigma / (1 + (shift - 1) * sigma)

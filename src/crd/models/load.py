@@ -1,0 +1,58 @@
+"""From a name, a folder or a loaded pipeline to a policy."""
+
+import warnings
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+
+from crd.config import ModelConfig
+from crd.errors import CRDError
+from crd.models.policy import Policy
+from crd.models.sd3 import SD3
+
+
+def nano_folder() -> Path:
+    """Where the embedded base model lies."""
+    return Path(str(files("crd.nano") / "weights"))
+
+
+def load_precision(setting: str, device: torch.device) -> torch.dtype:
+    """float32, or bfloat16 where the device has it and the setting allows."""
+    if setting == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.float32 if setting == "float32" else torch.bfloat16
+
+
+def load_pipeline(path: str, dtype: torch.dtype) -> DiffusionPipeline:
+    """Loads a diffusers pipeline; raises CRDError if there is none at that place."""
+    folder = nano_folder() if path == "nano" else Path(path)
+    looks_local = path == "nano" or path.startswith((".", "/", "~")) or folder.exists()
+    if looks_local and not (folder / "model_index.json").is_file():
+        raise CRDError(f"model.path: {folder.resolve()} is no diffusers pipeline: it has no model_index.json.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of diffusers about tokenizer classes; nothing a user could act on
+            return DiffusionPipeline.from_pretrained(
+                str(folder) if looks_local else path, torch_dtype=dtype, use_safetensors=True
+            )
+    except (OSError, ValueError, AttributeError) as error:
+        raise CRDError(f"model.path: {path!r} cannot be loaded as a diffusers pipeline: {error}") from error
+
+
+def load_policy(model: str | DiffusionPipeline, config: ModelConfig, device: torch.device) -> Policy:
+    """The policy over a pipeline of a supported class."""
+    dtype = load_precision(config.precision, device)
+    pipeline = load_pipeline(model, dtype) if isinstance(model, str) else model
+    if not isinstance(pipeline, StableDiffusion3Pipeline):
+        raise CRDError(f"model.path: {type(pipeline).__name__} is not supported; supported is StableDiffusion3Pipeline.")
+    family = SD3(pipeline, height=config.height, width=config.width, max_sequence_length=config.max_sequence_length)
+    return Policy(
+        family,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        targets=config.lora_targets or family.lora_targets,
+        device=device,
+        autocast=None if dtype == torch.float32 else dtype,
+    )

@@ -1,0 +1,103 @@
+"""The parts of the embedded base model: tokenizer, text encoders, transformer, and their assembly.
+
+They are the classes that Stable Diffusion 3 is made of, only small, so that everything which works on
+the nano model works on the real one. There is no T5; the pipeline fills its place with zero tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
+
+from crd.nano.world import captions_vocabulary
+
+MAX_TOKENS = 16
+SPECIAL_TOKENS = ("<pad>", "<unk>", "<bos>", "<eos>")
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each word of the captions and for each capital letter; anything else is ``<unk>``."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *captions_vocabulary()])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Split(Regex(r"[A-Z]|[^\w]"), "isolated")])
+    special = [(token, vocabulary[token]) for token in ("<bos>", "<eos>")]
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_TOKENS,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+    )
+
+
+def make_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int = 64, layers: int = 2) -> CLIPTextModelWithProjection:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=width,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def make_transformer(width: int = 128, layers: int = 6, text_width: int = 128) -> SD3Transformer2DModel:
+    return SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=16,
+        out_channels=16,
+        num_layers=layers,
+        attention_head_dim=32,
+        num_attention_heads=width // 32,
+        joint_attention_dim=text_width,
+        caption_projection_dim=width,
+        pooled_projection_dim=text_width,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+
+
+@dataclass(frozen=True)
+class NanoParts:
+    """What pretraining trains together: the transformer and the two text encoders."""
+
+    tokenizer: PreTrainedTokenizerFast
+    text_encoder: CLIPTextModelWithProjection
+    text_encoder_2: CLIPTextModelWithProjection
+    transformer: SD3Transformer2DModel
+
+    @classmethod
+    def make(cls) -> "NanoParts":
+        tokenizer = make_tokenizer()
+        return cls(tokenizer, make_text_encoder(tokenizer), make_text_encoder(tokenizer), make_transformer())
+
+    def modules(self) -> torch.nn.ModuleDict:
+        return torch.nn.ModuleDict(
+            {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2, "transformer": self.transformer}
+        )
+
+    def pipeline(self, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
+        return StableDiffusion3Pipeline(
+            transformer=self.transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
+            vae=vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer_2=self.tokenizer,
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )

@@ -1,0 +1,69 @@
+"""Rewards by name: the built-in ones, or ``package.module:function`` and ``path/to/file.py:function``."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crd.errors import CRDError
+from crd.rewards.ocr import OCRReward
+from crd.rewards.protocol import RewardFunction
+
+
+def blueness(images: list[Image.Image], prompts: list[str], **metadata: list[Any]) -> list[float | None]:
+    """How blue a picture is: mean of ``blue - (red + green) / 2``, from 0 (grey) to 1 (half of full blue or more)."""
+    arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in images]
+    return [float(np.clip(2 * (a[..., 2] - a[..., :2].mean(-1)).mean(), 0, 1)) for a in arrays]
+
+
+def _exact_ocr(detect: bool = True) -> RewardFunction:
+    return OCRReward(detect=detect, exact=True)
+
+
+def _blue() -> RewardFunction:
+    return blueness
+
+
+#: name -> what makes the reward from the recipe's ``options``
+NAMED_REWARDS: dict[str, Callable[..., RewardFunction]] = {"ocr": OCRReward, "ocr_exact": _exact_ocr, "blue": _blue}
+
+
+def resolve_reward(name: str, options: dict[str, Any]) -> RewardFunction:
+    """The reward that a recipe names; raises CRDError with what is known if there is none."""
+    if ":" in name:
+        if options:
+            raise CRDError(f"rewards: {name!r} is a plain function and takes no options, got {options}.")
+        return _imported(name)
+    if name not in NAMED_REWARDS:
+        known = ", ".join(NAMED_REWARDS)
+        raise CRDError(
+            f"rewards: {name!r} is not known. Use one of {known}, or 'package.module:function', or 'file.py:function'."
+        )
+    try:
+        return NAMED_REWARDS[name](**options)
+    except TypeError as error:
+        raise CRDError(f"rewards: the options {options} do not fit {name!r}: {error}") from error
+
+
+def _imported(name: str) -> RewardFunction:
+    where, function = name.rsplit(":", 1)
+    try:
+        if where.endswith(".py"):
+            path = Path(where)
+            if not path.is_file():
+                raise CRDError(f"rewards: {name!r}: there is no file {path.resolve()}.")
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec and spec.loader
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+        return vars(module)[function]
+    except KeyError as error:
+        raise CRDError(f"rewards: {name!r}: {where} defines no {function}.") from error
+    except ImportError as error:
+        raise CRDError(f"rewards: {name!r} cannot be imported: {error}") from error

@@ -1,0 +1,356 @@
+"""The only loop: roll out, normalise, take optimiser steps, move the snapshots, and now and then evaluate and save."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from tqdm.auto import tqdm
+
+from crd import checkpoint
+from crd.advantages import Advantages, normalise
+from crd.batch import PromptGroup, Samples
+from crd.config import CRDConfig, dump_config
+from crd.errors import CRDError
+from crd.evaluate import Evaluation, Evaluator
+from crd.log import Record, logger
+from crd.models.load import load_policy
+from crd.processes import add_up, share_of, split
+from crd.prompts import PromptSet, load_prompts, make_prompt_set
+from crd.report.pictures import save_grid
+from crd.report.result import write_result
+from crd.rewards.named import resolve_reward
+from crd.rewards.protocol import NamedReward, RewardFunction, RewardSet
+from crd.rollout import Drawn, collect
+from crd.run_folder import RunFolder
+from crd.seeding import derive_seed
+from crd.step import StepMembers, TrainStep
+
+MAX_SKIPPED = 3  # optimiser steps in a row with a non-finite gradient before the run stops
+
+Prompts = str | Sequence[str | dict[str, Any]] | PromptSet
+
+
+class CRDTrainer:
+    """Fine-tunes a diffusers text-to-image pipeline with rewards.
+
+    Args:
+        model: pipeline, local folder, hub id or "nano"; default: ``config.model.path``.
+        reward_funcs: callables (see :class:`crd.rewards.RewardFunction`) or names; default: ``config.rewards``.
+        train_prompts: file, list of strings or of ``{"prompt": ..., metadata}``; default: ``config.prompts.train``.
+        eval_prompts: held-out prompts in the same forms; default: ``config.prompts.evaluation``.
+        config: every setting.
+
+    Raises:
+        CRDError: for anything the caller can put right, with what to do.
+    """
+
+    def __init__(
+        self,
+        model: str | DiffusionPipeline | None = None,
+        reward_funcs: Sequence[RewardFunction | str] | None = None,
+        train_prompts: Prompts | None = None,
+        eval_prompts: Prompts | None = None,
+        config: CRDConfig | None = None,
+    ):
+        self.config = config = config or CRDConfig()
+        self.folder = RunFolder(config.output_dir)
+        self.train_prompts = _prompt_set(train_prompts if train_prompts is not None else config.prompts.train, "train_prompts")
+        self.eval_prompts = _prompt_set(eval_prompts if eval_prompts is not None else config.prompts.evaluation, "eval_prompts")
+        self.rewards = RewardSet(_named_rewards(reward_funcs, config))
+        judges = [NamedReward(r.name, resolve_reward(r.name, r.options), 0.0) for r in config.evaluation.judges]
+        self.accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output_dir)
+        torch.manual_seed(derive_seed(config.seed, "lora-init"))
+        self.policy = load_policy(model or config.model.path, config.model, self.accelerator.device)
+        if config.train.gradient_checkpointing:
+            self.policy.model.backbone.enable_gradient_checkpointing()
+        self.step = TrainStep(self.policy, config, self.accelerator)
+        held_out = self.eval_prompts.first(config.evaluation.prompts)
+        everything = RewardSet([*self.rewards.rewards, *judges])
+        self.evaluator = Evaluator(self.policy, everything, held_out, config, self.accelerator)
+        self.epoch = 0  # epochs done
+        self.steps_done = 0  # optimiser steps
+        self._skipped = 0
+        self._stop = False
+        self._warn_of_unknown_words()
+
+    # ---------------------------------------------------------------------------------------- loop
+
+    def train(self) -> Path:
+        """Trains to ``config.train.epochs``, resuming what the run folder holds; returns the folder with the result."""
+        config = self.config
+        self._resume()
+        if config.trackers:
+            self.accelerator.init_trackers("crd", config={"settings": dump_config(config)})
+        with (
+            self._interruptible(),
+            tqdm(
+                total=config.train.epochs, initial=self.epoch, unit="epoch", disable=not self.accelerator.is_main_process
+            ) as bar,
+        ):
+            if self.epoch == 0:
+                self._first_evaluations()
+                self._save()
+            while self.epoch < config.train.epochs and not self._stop:
+                row = self._train_epoch(bar)
+                self.epoch += 1
+                bar.update()
+                bar.set_postfix(reward=f"{row['reward']:.3f}", drift=f"{row['anchor_distance']:.3f}")
+                last = self.epoch == config.train.epochs
+                if last or self.epoch % config.evaluation.every == 0:
+                    self._evaluate("student", config.evaluation.guidance_scale, f"epoch-{self.epoch:04d}")
+                if last or self._stopping() or self.epoch % config.checkpoint.every == 0:
+                    self._save()
+        if self._stop and self.epoch < config.train.epochs:
+            self._say(f"Stopped after epoch {self.epoch}; everything is saved. Run the same command again to go on.")
+        elif self.accelerator.is_main_process:
+            write_result(self.folder, config, self.policy, self.evaluator.members)
+        self.accelerator.wait_for_everyone()
+        if config.trackers:
+            self.accelerator.end_training()
+        return self.folder.path
+
+    def _train_epoch(self, bar: tqdm) -> dict[str, float]:
+        config, began = self.config, time.perf_counter()
+        groups = self.train_prompts.epoch(config.seed, self.epoch, config.rollout.prompts_per_epoch)
+        ids = self._local_ids()
+        drawn = self._roll_out(groups, ids, bar)
+        rolled = time.perf_counter()
+        total = len(groups) * config.rollout.group_size
+        rewards = torch.from_numpy(add_up(drawn.scores.total, ids, total, self.accelerator)).float()
+        self._check_failures(rewards, drawn)
+        group = torch.arange(total) // config.rollout.group_size
+        advantages = normalise(rewards, group, clip=config.advantage.clip, spread_of=config.advantage.spread_of)
+        statistics = self._optimise(drawn, ids, groups, group, advantages)
+        known = rewards[~rewards.isnan()]
+        row = {
+            "epoch": self.epoch + 1,
+            "step": self.steps_done,
+            "reward": float(known.mean()) if len(known) else 0.0,
+            "reward_std": float(known.std(correction=0)) if len(known) else 0.0,
+            "zero_spread_groups": advantages.zero_spread,
+            "failed": float(rewards.isnan().float().mean()),
+            **statistics,
+        }
+        self._record("train", row)
+        self._time(rollout=rolled - began, train=time.perf_counter() - rolled, forwards=self.step.forwards)
+        return row
+
+    def _roll_out(self, groups: list[PromptGroup], ids: list[int], bar: tqdm) -> Drawn:
+        config = self.config
+        done = 0
+
+        def progress(pictures: int) -> None:
+            nonlocal done
+            done += pictures
+            bar.set_description(f"rollout {done}/{len(ids)}")
+
+        with self.policy.using("sampler"):
+            drawn = collect(
+                self.policy,
+                self.rewards,
+                [groups[i // config.rollout.group_size] for i in ids],
+                sample_ids=ids,
+                step=self.epoch,
+                seed=config.seed,
+                purpose="rollout",
+                steps=config.rollout.steps,
+                guidance_scale=config.rollout.guidance_scale,
+                batch_size=config.rollout.batch_size,
+                progress=progress,
+            )
+        bar.set_description("training")
+        return drawn
+
+    def _local_ids(self) -> list[int]:
+        """Global sample ids of this process: its share of each optimiser step, so that no sample ever moves."""
+        config = self.config
+        per_step = config.rollout.prompts_per_epoch * config.rollout.group_size // config.train.steps_per_epoch
+        share = share_of(per_step, self.accelerator)
+        return [step * per_step + i for step in range(config.train.steps_per_epoch) for i in share]
+
+    def _optimise(
+        self, drawn: Drawn, ids: list[int], groups: list[PromptGroup], group: torch.Tensor, advantages: Advantages
+    ) -> dict[str, float]:
+        """The epoch's optimiser steps; returns the mean of their statistics."""
+        config, device = self.config, self.policy.device
+        conditioning = self.policy.encode([prompt.text for prompt in groups])
+        sample_id = torch.tensor(ids, dtype=torch.long)
+        local = Samples(
+            x0=drawn.x0,
+            sample_id=sample_id.to(device),
+            group=group[sample_id].to(device),
+            conditioning_row=group[sample_id].to(device),
+            advantage=advantages.value[sample_id].to(device),
+        )
+        rows = []
+        for index in range(config.train.steps_per_epoch):
+            whole = torch.tensor(list(split(len(group), config.train.steps_per_epoch, index)))
+            whole = whole[advantages.valid[whole]]  # failed samples leave the step
+            mine = torch.isin(whole, sample_id)
+            keep = torch.isin(sample_id, whole)
+            members = StepMembers(
+                group=group[whole].unique(return_inverse=True)[1],
+                advantage=advantages.value[whole],
+                mine=mine.nonzero().squeeze(1),
+            )
+            statistics = self.step(local.select(keep.to(device)), conditioning, members, self.steps_done)
+            self._count_skipped(statistics["gradient_norm"])
+            self.policy.blend("old", config.old(self.steps_done))
+            self.policy.blend("sampler", config.sampler(self.steps_done))
+            self.steps_done += 1
+            rows.append(statistics)
+        return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+    # ---------------------------------------------------------------------------------- evaluation
+
+    def _first_evaluations(self) -> None:
+        """The pretrained model as the student starts (no guidance), and as its users know it (guided)."""
+        self._evaluate("pretrained", self.config.evaluation.guidance_scale, "base")
+        if self.config.anchor.guidance_scale != self.config.evaluation.guidance_scale:
+            self._evaluate("pretrained", self.config.anchor.guidance_scale, "base-guided")
+
+    def _evaluate(self, name: Any, guidance_scale: float, label: str) -> Evaluation:
+        began = time.perf_counter()
+        evaluation = self.evaluator(name, guidance_scale)
+        row = {"epoch": self.epoch, "step": self.steps_done, "label": label, "guidance_scale": guidance_scale}
+        self._record("evaluation", {**row, **evaluation.metrics})
+        self._time(evaluation=time.perf_counter() - began)
+        if self.accelerator.is_main_process:
+            path = self.folder.pictures / f"{label}.png"
+            save_grid(evaluation.pictures, self.config.evaluation.pictures_per_prompt, path)
+        return evaluation
+
+    # ------------------------------------------------------------------------------- what can fail
+
+    def _check_failures(self, rewards: torch.Tensor, drawn: Drawn) -> None:
+        """Too many pictures without a reward end the run; the state of the epoch's beginning is saved."""
+        share = float(rewards.isnan().float().mean())
+        if share == 0:
+            return
+        named = ", ".join(f"{name}: {count}" for name, count in drawn.scores.failures.items() if count)
+        logger.warning("epoch %d: %.1f %% of the pictures got no reward (%s)", self.epoch + 1, 100 * share, named)
+        if share > self.config.reward_failure_limit:
+            self._save()
+            raise CRDError(
+                f"{share:.0%} of the pictures of epoch {self.epoch + 1} got no reward ({named}); "
+                f"reward_failure_limit is {self.config.reward_failure_limit:.0%}. The first failures are logged above. "
+                "Mend the reward and run the same command again: it goes on from the saved state."
+            )
+
+    def _count_skipped(self, gradient_norm: float) -> None:
+        finite = math.isfinite(gradient_norm)
+        self._skipped = 0 if finite else self._skipped + 1
+        if not finite:
+            logger.warning("optimiser step %d skipped: its gradient is not finite", self.steps_done)
+        if self._skipped == MAX_SKIPPED:
+            raise CRDError(
+                f"{MAX_SKIPPED} optimiser steps in a row had no finite gradient; the last checkpoint is untouched. "
+                f"Try a lower train.learning_rate than {self.config.train.learning_rate} or model.precision=float32."
+            )
+
+    def _warn_of_unknown_words(self) -> None:
+        prompts = [*self.train_prompts.texts, *self.eval_prompts.texts]
+        unknown = dict.fromkeys(w for text in prompts for w in self.policy.model.unknown_words(text))
+        if unknown:
+            logger.warning("the model's tokenizer does not know: %s", ", ".join(list(unknown)[:20]))
+
+    @contextmanager
+    def _interruptible(self):
+        """The first Ctrl-C ends the run after the current epoch, with everything saved; the second at once."""
+
+        def handle(number: int, frame: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+            self._say("Stopping after this epoch, with everything saved. Press Ctrl-C again to stop at once.")
+
+        previous = signal.signal(signal.SIGINT, handle) if _in_main_thread() else None
+        try:
+            yield
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGINT, previous)
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop: all of them then stop at the same epoch."""
+        asked = self.accelerator.reduce(torch.tensor([float(self._stop)], device=self.accelerator.device), "sum")
+        self._stop = bool(asked.item() > 0)
+        return self._stop
+
+    # --------------------------------------------------------------------------- records and state
+
+    def _record(self, kind: str, row: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.metrics.write({"kind": kind, **row})
+        if self.config.trackers:
+            numbers = {f"{kind}/{k}": v for k, v in row.items() if isinstance(v, float)}
+            self.accelerator.log(numbers, step=self.steps_done)
+
+    def _time(self, **seconds: float) -> None:
+        if self.accelerator.is_main_process:
+            self.timing.write({"epoch": self.epoch + 1, **seconds})
+
+    def _say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(line)
+
+    def _resume(self) -> None:
+        """Opens the run folder: loads the newest checkpoint, or begins."""
+        self.folder.open(self.config, write=self.accelerator.is_main_process)
+        self.accelerator.wait_for_everyone()
+        latest = checkpoint.complete(self.folder.checkpoints)
+        lengths = {"metrics": 0, "timing": 0}
+        if latest:
+            tensors, facts = checkpoint.load(latest[-1])
+            optimizer = {k: v for k, v in tensors.items() if k.startswith("optimizer/")}
+            self.policy.load_state({k: v for k, v in tensors.items() if k not in optimizer})
+            checkpoint.restore_optimizer(self.step.optimizer, optimizer)
+            self.epoch, self.steps_done = facts["epoch"], facts["step"]
+            self.step.forwards = facts["forwards"]
+            lengths = facts["records"]
+            self._say(f"Resuming after epoch {self.epoch} of {self.config.train.epochs}.")
+        if self.accelerator.is_main_process:
+            self.metrics = Record(self.folder.metrics, lengths["metrics"])
+            self.timing = Record(self.folder.timing, lengths["timing"])
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            facts = {
+                "epoch": self.epoch,
+                "forwards": self.step.forwards,
+                "records": {"metrics": self.metrics.length(), "timing": self.timing.length()},
+            }
+            tensors = {**self.policy.state(), **checkpoint.optimizer_tensors(self.step.optimizer)}
+            checkpoint.save(self.folder.checkpoints, self.steps_done, tensors, facts, self.config.checkpoint.keep)
+        self.accelerator.wait_for_everyone()
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def _prompt_set(prompts: Prompts, setting: str) -> PromptSet:
+    if isinstance(prompts, PromptSet):
+        return prompts
+    return load_prompts(prompts) if isinstance(prompts, str) else make_prompt_set(prompts, setting)
+
+
+def _named_rewards(functions: Sequence[RewardFunction | str] | None, config: CRDConfig) -> list[NamedReward]:
+    if functions is None:
+        return [NamedReward(r.name, resolve_reward(r.name, r.options), r.weight) for r in config.rewards]
+    if not functions:
+        raise CRDError("reward_funcs is empty: give at least one callable or name.")
+    return [NamedReward(f, resolve_reward(f, {})) if isinstance(f, str) else NamedReward(_name_of(f), f) for f in functions]
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return function.__name__ if isinstance(function, type(_name_of)) else type(function).__name__
