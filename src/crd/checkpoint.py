@@ -45,8 +45,9 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, A
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial / "state.safetensors")
-        digest = _digest(partial / "state.safetensors")
-        (partial / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, "digest": digest, **facts}, indent=1))
+        facts = {"format": FORMAT, "step": step, **facts}
+        facts["digest"] = _digest(partial / "state.safetensors", facts)
+        (partial / "state.json").write_text(json.dumps(facts, indent=1))
         for path in (*partial.iterdir(), partial):
             _flush(path)
         partial.rename(final)
@@ -73,17 +74,22 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         facts = json.loads((path / "state.json").read_text())
         if facts["format"] != FORMAT:
-            raise CRDError(f"the checkpoint {path} has format {facts['format']}, this version reads {FORMAT}.")
-        if _digest(path / "state.safetensors") != facts["digest"]:
+            raise CRDError(
+                f"the checkpoint {path} has format {facts['format']}, this version of crd reads {FORMAT}. "
+                "Go on with the version that wrote it, or give another output_dir."
+            )
+        if facts.pop("digest") != _digest(path / "state.safetensors", facts):
             raise CRDError(f"the checkpoint {path} is damaged: its checksum does not match. {hint}")
         return load_file(path / "state.safetensors"), facts
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CRDError(f"the checkpoint {path} cannot be read: {type(error).__name__}: {error}. {hint}") from error
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, facts: dict[str, Any]) -> str:
+    """Of the facts and the file of tensors together."""
+    begun = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode())
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+        return hashlib.file_digest(file, lambda: begun).hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -122,7 +122,8 @@ def nano_build(
     seed: Annotated[int, typer.Option(help="of data and initialisation")] = 0,
 ) -> None:
     """Pretrain the embedded base model (about 2 hours on two cores), restartable at any point."""
-    from crd.nano.build import BuildConfig, build
+    from crd.nano.build import build
+    from crd.nano.settings import BuildConfig
 
     defaults = BuildConfig(seed=seed)
     build(BuildConfig(seed=seed, steps=steps or defaults.steps), folder, output)

@@ -1,7 +1,7 @@
 """Every setting of a run: one typed tree. The descriptions are the help texts; unknown keys are errors."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -9,9 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from crd.errors import CRDError
 from crd.schedules import DecaySchedule
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class ModelConfig(Section):
@@ -117,7 +121,7 @@ class OptimizerConfig(Section):
     """optimiser steps per epoch; must divide rollout.prompts_per_epoch"""
     learning_rate: float = Field(3e-4, gt=0)
     """of AdamW"""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """of AdamW"""
     weight_decay: float = Field(1e-4, ge=0)
     """of AdamW"""
@@ -191,9 +195,9 @@ class CRDConfig(Section):
             raise ValueError("objective.policy_weight and anchor.strength are both 0: nothing would be trained")
         if self.anchor.minimum > self.anchor.strength > 0:
             raise ValueError(f"anchor.minimum ({self.anchor.minimum}) must not exceed anchor.strength ({self.anchor.strength})")
-        names = [reward.name for reward in self.rewards]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"rewards must name at least one reward, each once, got {names}")
+        names = [reward.name for reward in (*self.rewards, *self.evaluation.judges)]
+        if not self.rewards or len(set(names)) < len(names):
+            raise ValueError(f"rewards must name at least one reward, and with evaluation.judges each once, got {names}")
         return self
 
 

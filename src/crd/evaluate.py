@@ -65,7 +65,7 @@ class Evaluator:
                 batch_size=self.config.rollout.batch_size,
             )
         drift = self._drift(name, guidance_scale, drawn.x0, ids)
-        columns = {"reward": drawn.scores.total, **drawn.scores.parts, "drift": drift}
+        columns = {**drawn.scores.parts, "reward": drawn.scores.total, "drift": drift}  # whatever a reward is called
         everywhere = {key: add_up(values, ids, count, self.accelerator) for key, values in columns.items()}
         pictures = self._gather(drawn.pictures, ids)
         metrics = {key: _mean(values) for key, values in everywhere.items()}

@@ -14,6 +14,7 @@ symbol    meaning                                  shape
 Latents, noise, targets and noise levels are float32: near 1000, bfloat16 has a spacing of 4.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +22,11 @@ Latent = Float[Tensor, "b *rest"]
 Sigma = Float[Tensor, "b"]
 
 TIMESTEPS = 1000  # a model's timestep is this times sigma
+
+
+def widen(x: Tensor) -> Tensor:
+    """At least float32: what errors, losses and latents are computed in (float64 stays)."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def expand(sigma: Tensor, like: Tensor) -> Tensor:

@@ -37,7 +37,9 @@ def open_model(model: str, accelerator: Accelerator) -> tuple[Policy, Weights, C
 def sample_model(model: str, prompt: str, output: Path, count: int, steps: int, guidance: float, seed: int) -> None:
     """Draws ``count`` pictures of one prompt side by side into a PNG."""
     if not prompt.strip():
-        raise CRDError("the prompt is empty.")
+        raise CRDError("the prompt is empty: say what to draw.")
+    if output.suffix != ".png":
+        raise CRDError(f"--output: {output} must end in .png.")
     policy, name, config = open_model(model, Accelerator())
     if unknown := policy.model.unknown_words(prompt):
         print(f"note: the model does not know {', '.join(unknown)}")

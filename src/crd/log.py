@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from crd.errors import CRDError
+
 logger = logging.getLogger("crd")
 
 
@@ -16,6 +18,11 @@ class Record:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
+            if file.tell() < length:  # truncating would fill it up with zero bytes
+                raise CRDError(
+                    f"{path} has {file.tell()} bytes, but had {length} when the newest checkpoint was written. "
+                    "Put the lost rows back, or give another output_dir."
+                )
             file.truncate(length)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -33,4 +40,8 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     """All complete rows of a record; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_text().splitlines(keepends=True)
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except json.JSONDecodeError as error:
+        raise CRDError(f"{path} is damaged: {error}: {error.doc!r}. Remove this row.") from error

@@ -1,5 +1,8 @@
 """Who does what when several processes train together, and how their parts become one whole, exactly."""
 
+import resource
+import sys
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -22,3 +25,11 @@ def add_up(values: np.ndarray, ids: list[int], count: int, accelerator: Accelera
         values, dtype=torch.float64, device=whole.device
     )
     return accelerator.reduce(whole, "sum").cpu().numpy()
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory of this process so far in MiB: of the GPU's allocator if there is one, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

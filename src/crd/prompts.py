@@ -12,6 +12,7 @@ from crd.errors import CRDError
 from crd.seeding import derive_seed, python_rng
 
 NANO_PROMPTS = 400  # drawn at most for a shape task of the nano world
+FORMS = "Give a .txt file (one prompt a line), a .jsonl file or nano/TASK/SPLIT."
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def make_prompt_set(rows: Iterable[str | dict[str, Any]], source: str) -> Prompt
             raise CRDError(f"{source}, line {number}: expected a non-empty prompt, got {text!r}.")
         entries.setdefault(text.strip(), {k: v for k, v in row.items() if k != "prompt"} if isinstance(row, dict) else {})
     if not entries:
-        raise CRDError(f"{source} holds no prompts.")
+        raise CRDError(f"{source} holds no prompts; at least one is needed.")
     return PromptSet(tuple(entries), tuple(entries.values()))
 
 
@@ -60,18 +61,18 @@ def load_prompts(source: str) -> PromptSet:
         return _nano_prompts(source)
     path = Path(source)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also cut at signs within a prompt
     except FileNotFoundError:
-        raise CRDError(f"prompts: there is no file {path.resolve()}.") from None
+        raise CRDError(f"prompts: there is no file {path.resolve()}. {FORMS}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CRDError(f"prompts: {path} cannot be read as UTF-8 text: {error}") from None
+    while lines and not lines[-1].strip():
+        lines.pop()
     if path.suffix == ".jsonl":
         return make_prompt_set([_json_line(line, path, n) for n, line in enumerate(lines, 1)], str(path))
     if path.suffix == ".txt":
-        while lines and not lines[-1].strip():
-            lines.pop()
         return make_prompt_set(lines, str(path))
-    raise CRDError(f"prompts: {path} must end in .txt or .jsonl.")
+    raise CRDError(f"prompts: {path} is of no known kind. {FORMS}")
 
 
 def _json_line(line: str, path: Path, number: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.settings = self.path / "config.yaml"
+        self._partial = self.path / "config.yaml.partial"
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -30,16 +31,23 @@ class RunFolder:
                     f"{self.path} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
                     "Give another output_dir, or the same settings to resume it."
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and self._is_foreign():
             raise CRDError(f"output_dir: {self.path} exists and is not the folder of a run. Give another output_dir.")
         if not write:
             return
         try:
-            self.pictures.mkdir(parents=True, exist_ok=True)
+            # the settings come first and by a rename: a folder with anything else in it always has them whole
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._partial.write_text(dump_config(config))
+            self._partial.replace(self.settings)
+            self.pictures.mkdir(exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
-            self.settings.write_text(dump_config(config))
         except OSError as error:
-            raise CRDError(f"output_dir: {self.path} cannot be written: {error}.") from error
+            raise CRDError(f"output_dir: {self.path} cannot be written: {error}. Give an output_dir that can be.") from error
+
+    def _is_foreign(self) -> bool:
+        """Whether something lies there that no run has left; a run killed at its very start leaves half its settings."""
+        return not self.path.is_dir() or any(entry != self._partial for entry in self.path.iterdir())
 
     def config(self) -> CRDConfig:
         """The settings that the run was started with; raises CRDError if this is no run."""
@@ -47,5 +55,5 @@ class RunFolder:
             return build_config(yaml.safe_load(self.settings.read_text()))
         except FileNotFoundError:
             raise CRDError(f"{self.path} is not the folder of a run: it has no config.yaml.") from None
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise CRDError(f"{self.settings} cannot be read: {error}.") from error

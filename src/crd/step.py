@@ -156,7 +156,7 @@ class TrainStep:
 
     def _coefficients(self, source: "_Source", everyone: "StepMembers", scale: float) -> tuple[Tensor, Tensor]:
         """``dL/dR`` of this process's samples ``(l, n)``, from the implicit rewards of all processes."""
-        everywhere = torch.zeros(self.levels, len(everyone.group), device=self.policy.device)
+        everywhere = torch.zeros(self.levels, len(everyone.group), device=self.policy.device, dtype=source.samples.x0.dtype)
         mine = everyone.mine.to(self.policy.device)
         with torch.no_grad():
             for tile, part in source.pieces(self.config.train.micro_batch):

@@ -1,16 +1,15 @@
 """The only loop: roll out, normalise, take optimiser steps, move the snapshots, and now and then evaluate and save."""
 
 import math
-import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from crd import checkpoint
@@ -19,22 +18,20 @@ from crd.batch import PromptGroup, Samples
 from crd.config import CRDConfig, dump_config
 from crd.errors import CRDError
 from crd.evaluate import Evaluation, Evaluator
+from crd.given import Prompts, as_given, check_targets, judges, named_rewards, prompt_set
+from crd.interrupt import StopRequest
 from crd.log import Record, logger
 from crd.models.load import load_policy
-from crd.processes import add_up, share_of, split
-from crd.prompts import PromptSet, load_prompts, make_prompt_set
+from crd.processes import add_up, peak_memory_mib, share_of, split
 from crd.report.pictures import save_grid
 from crd.report.result import write_result
-from crd.rewards.named import resolve_reward
-from crd.rewards.protocol import NamedReward, RewardFunction, RewardSet
+from crd.rewards.protocol import RewardFunction, RewardSet
 from crd.rollout import Drawn, collect
 from crd.run_folder import RunFolder
 from crd.seeding import derive_seed
 from crd.step import StepMembers, TrainStep
 
 MAX_SKIPPED = 3  # optimiser steps in a row with a non-finite gradient before the run stops
-
-Prompts = str | Sequence[str | dict[str, Any]] | PromptSet
 
 
 class CRDTrainer:
@@ -59,12 +56,14 @@ class CRDTrainer:
         eval_prompts: Prompts | None = None,
         config: CRDConfig | None = None,
     ):
-        self.config = config = config or CRDConfig()
+        config = config or CRDConfig()
+        rewards = named_rewards(reward_funcs, config)
+        self.config = config = as_given(config, model, rewards if reward_funcs else None, train_prompts, eval_prompts)
         self.folder = RunFolder(config.output_dir)
-        self.train_prompts = _prompt_set(train_prompts if train_prompts is not None else config.prompts.train, "train_prompts")
-        self.eval_prompts = _prompt_set(eval_prompts if eval_prompts is not None else config.prompts.evaluation, "eval_prompts")
-        self.rewards = RewardSet(_named_rewards(reward_funcs, config))
-        judges = [NamedReward(r.name, resolve_reward(r.name, r.options), 0.0) for r in config.evaluation.judges]
+        self.train_prompts = prompt_set(train_prompts if train_prompts is not None else config.prompts.train, "train_prompts")
+        self.eval_prompts = prompt_set(eval_prompts if eval_prompts is not None else config.prompts.evaluation, "eval_prompts")
+        check_targets(rewards, self.train_prompts)
+        self.rewards = RewardSet(rewards)
         self.accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output_dir)
         torch.manual_seed(derive_seed(config.seed, "lora-init"))
         self.policy = load_policy(model or config.model.path, config.model, self.accelerator.device)
@@ -72,24 +71,33 @@ class CRDTrainer:
             self.policy.model.backbone.enable_gradient_checkpointing()
         self.step = TrainStep(self.policy, config, self.accelerator)
         held_out = self.eval_prompts.first(config.evaluation.prompts)
-        everything = RewardSet([*self.rewards.rewards, *judges])
+        everything = RewardSet([*rewards, *judges(config)])
         self.evaluator = Evaluator(self.policy, everything, held_out, config, self.accelerator)
         self.epoch = 0  # epochs done
         self.steps_done = 0  # optimiser steps
         self._skipped = 0
-        self._stop = False
+        self.stop = StopRequest()
         self._warn_of_unknown_words()
 
     # ---------------------------------------------------------------------------------------- loop
 
     def train(self) -> Path:
         """Trains to ``config.train.epochs``, resuming what the run folder holds; returns the folder with the result."""
+        try:
+            return self._train()
+        except (OSError, SafetensorError) as error:  # of records, pictures and the result: most often a full disk
+            raise CRDError(
+                f"the run in {self.folder.path} stopped: {error}. Its checkpoints are untouched: free some disk space "
+                "or mend the permissions, then run the same command again to go on."
+            ) from error
+
+    def _train(self) -> Path:
         config = self.config
         self._resume()
         if config.trackers:
             self.accelerator.init_trackers("crd", config={"settings": dump_config(config)})
         with (
-            self._interruptible(),
+            self.stop.listening(self._say),
             tqdm(
                 total=config.train.epochs, initial=self.epoch, unit="epoch", disable=not self.accelerator.is_main_process
             ) as bar,
@@ -97,7 +105,7 @@ class CRDTrainer:
             if self.epoch == 0:
                 self._first_evaluations()
                 self._save()
-            while self.epoch < config.train.epochs and not self._stop:
+            while self.epoch < config.train.epochs and not self.stop.asked:
                 row = self._train_epoch(bar)
                 self.epoch += 1
                 bar.update()
@@ -105,9 +113,9 @@ class CRDTrainer:
                 last = self.epoch == config.train.epochs
                 if last or self.epoch % config.evaluation.every == 0:
                     self._evaluate("student", config.evaluation.guidance_scale, f"epoch-{self.epoch:04d}")
-                if last or self._stopping() or self.epoch % config.checkpoint.every == 0:
+                if last or self.stop.agreed(self.accelerator) or self.epoch % config.checkpoint.every == 0:
                     self._save()
-        if self._stop and self.epoch < config.train.epochs:
+        if self.stop.asked and self.epoch < config.train.epochs:
             self._say(f"Stopped after epoch {self.epoch}; everything is saved. Run the same command again to go on.")
         elif self.accelerator.is_main_process:
             write_result(self.folder, config, self.policy, self.evaluator.members)
@@ -124,7 +132,10 @@ class CRDTrainer:
         rolled = time.perf_counter()
         total = len(groups) * config.rollout.group_size
         rewards = torch.from_numpy(add_up(drawn.scores.total, ids, total, self.accelerator)).float()
-        self._check_failures(rewards, drawn)
+        failed = float(rewards.isnan().float().mean())
+        if failed > config.reward_failure_limit:
+            self._save()  # the state of the epoch's beginning
+        self._check_failures(failed, f"epoch {self.epoch + 1}", drawn.scores.failures)
         group = torch.arange(total) // config.rollout.group_size
         advantages = normalise(rewards, group, clip=config.advantage.clip, spread_of=config.advantage.spread_of)
         statistics = self._optimise(drawn, ids, groups, group, advantages)
@@ -135,11 +146,16 @@ class CRDTrainer:
             "reward": float(known.mean()) if len(known) else 0.0,
             "reward_std": float(known.std(correction=0)) if len(known) else 0.0,
             "zero_spread_groups": advantages.zero_spread,
-            "failed": float(rewards.isnan().float().mean()),
+            "failed": failed,
             **statistics,
         }
         self._record("train", row)
-        self._time(rollout=rolled - began, train=time.perf_counter() - rolled, forwards=self.step.forwards)
+        self._time(
+            rollout=rolled - began,
+            train=time.perf_counter() - rolled,
+            forwards=self.step.forwards,
+            peak_memory_MiB=peak_memory_mib(self.policy.device),
+        )
         return row
 
     def _roll_out(self, groups: list[PromptGroup], ids: list[int], bar: tqdm) -> Drawn:
@@ -219,6 +235,7 @@ class CRDTrainer:
     def _evaluate(self, name: Any, guidance_scale: float, label: str) -> Evaluation:
         began = time.perf_counter()
         evaluation = self.evaluator(name, guidance_scale)
+        self._check_failures(evaluation.metrics["failed"], f"evaluation {label}")  # before it is recorded for good
         row = {"epoch": self.epoch, "step": self.steps_done, "label": label, "guidance_scale": guidance_scale}
         self._record("evaluation", {**row, **evaluation.metrics})
         self._time(evaluation=time.perf_counter() - began)
@@ -229,19 +246,17 @@ class CRDTrainer:
 
     # ------------------------------------------------------------------------------- what can fail
 
-    def _check_failures(self, rewards: torch.Tensor, drawn: Drawn) -> None:
-        """Too many pictures without a reward end the run; the state of the epoch's beginning is saved."""
-        share = float(rewards.isnan().float().mean())
+    def _check_failures(self, share: float, where: str, failures: dict[str, int] | None = None) -> None:
+        """Too many pictures without a reward end the run."""
         if share == 0:
             return
-        named = ", ".join(f"{name}: {count}" for name, count in drawn.scores.failures.items() if count)
-        logger.warning("epoch %d: %.1f %% of the pictures got no reward (%s)", self.epoch + 1, 100 * share, named)
+        named = ", ".join(f"{name}: {count}" for name, count in (failures or {}).items() if count)
+        what = f"{share:.1%} of the pictures of {where} got no reward" + (f" ({named})" if named else "")
+        logger.warning("%s", what)
         if share > self.config.reward_failure_limit:
-            self._save()
             raise CRDError(
-                f"{share:.0%} of the pictures of epoch {self.epoch + 1} got no reward ({named}); "
-                f"reward_failure_limit is {self.config.reward_failure_limit:.0%}. The first failures are logged above. "
-                "Mend the reward and run the same command again: it goes on from the saved state."
+                f"{what}; reward_failure_limit is {self.config.reward_failure_limit:.1%}. The first failures are logged "
+                "above. Mend the reward and run the same command again: it goes on from the newest checkpoint."
             )
 
     def _count_skipped(self, gradient_norm: float) -> None:
@@ -260,29 +275,6 @@ class CRDTrainer:
         unknown = dict.fromkeys(w for text in prompts for w in self.policy.model.unknown_words(text))
         if unknown:
             logger.warning("the model's tokenizer does not know: %s", ", ".join(list(unknown)[:20]))
-
-    @contextmanager
-    def _interruptible(self):
-        """The first Ctrl-C ends the run after the current epoch, with everything saved; the second at once."""
-
-        def handle(number: int, frame: Any) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-            self._say("Stopping after this epoch, with everything saved. Press Ctrl-C again to stop at once.")
-
-        previous = signal.signal(signal.SIGINT, handle) if _in_main_thread() else None
-        try:
-            yield
-        finally:
-            if previous is not None:
-                signal.signal(signal.SIGINT, previous)
-
-    def _stopping(self) -> bool:
-        """Whether any process was asked to stop: all of them then stop at the same epoch."""
-        asked = self.accelerator.reduce(torch.tensor([float(self._stop)], device=self.accelerator.device), "sum")
-        self._stop = bool(asked.item() > 0)
-        return self._stop
 
     # --------------------------------------------------------------------------- records and state
 
@@ -330,27 +322,3 @@ class CRDTrainer:
             tensors = {**self.policy.state(), **checkpoint.optimizer_tensors(self.step.optimizer)}
             checkpoint.save(self.folder.checkpoints, self.steps_done, tensors, facts, self.config.checkpoint.keep)
         self.accelerator.wait_for_everyone()
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
-
-
-def _prompt_set(prompts: Prompts, setting: str) -> PromptSet:
-    if isinstance(prompts, PromptSet):
-        return prompts
-    return load_prompts(prompts) if isinstance(prompts, str) else make_prompt_set(prompts, setting)
-
-
-def _named_rewards(functions: Sequence[RewardFunction | str] | None, config: CRDConfig) -> list[NamedReward]:
-    if functions is None:
-        return [NamedReward(r.name, resolve_reward(r.name, r.options), r.weight) for r in config.rewards]
-    if not functions:
-        raise CRDError("reward_funcs is empty: give at least one callable or name.")
-    return [NamedReward(f, resolve_reward(f, {})) if isinstance(f, str) else NamedReward(_name_of(f), f) for f in functions]
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    return function.__name__ if isinstance(function, type(_name_of)) else type(function).__name__

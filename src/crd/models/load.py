@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from safetensors import SafetensorError
 
 from crd.config import ModelConfig
 from crd.errors import CRDError
@@ -25,6 +26,12 @@ def load_precision(setting: str, device: torch.device) -> torch.dtype:
     return torch.float32 if setting == "float32" else torch.bfloat16
 
 
+def absent_components(place: str) -> dict[str, None]:
+    """Components that a pipeline was saved without, such as T5; diffusers wants to be told so again on loading."""
+    index = DiffusionPipeline.load_config(place)
+    return {name: None for name, entry in index.items() if entry == [None, None]}
+
+
 def load_pipeline(path: str, dtype: torch.dtype) -> DiffusionPipeline:
     """Loads a diffusers pipeline; raises CRDError if there is none at that place."""
     folder = nano_folder() if path == "nano" else Path(path)
@@ -34,10 +41,9 @@ def load_pipeline(path: str, dtype: torch.dtype) -> DiffusionPipeline:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of diffusers about tokenizer classes; nothing a user could act on
-            return DiffusionPipeline.from_pretrained(
-                str(folder) if looks_local else path, torch_dtype=dtype, use_safetensors=True
-            )
-    except (OSError, ValueError, AttributeError) as error:
+            place = str(folder) if looks_local else path
+            return DiffusionPipeline.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, **absent_components(place))
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
         raise CRDError(f"model.path: {path!r} cannot be loaded as a diffusers pipeline: {error}") from error
 
 

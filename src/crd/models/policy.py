@@ -1,6 +1,7 @@
 """A pipeline with named sets of LoRA weights over one frozen backbone."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from crd.batch import Conditioning
 from crd.errors import CRDError
-from crd.flow import guide
+from crd.flow import guide, widen
 from crd.models.sd3 import SD3
 
 #: trained; moving reference in R; draws the rollouts; the frozen pretrained model (no adapter at all)
@@ -42,8 +43,10 @@ class Policy:
         if missing:
             raise CRDError(f"model.lora_targets: the backbone has no module whose name ends with {', '.join(missing)}.")
         self.lora_config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
-        for name in ADAPTERS:
-            model.backbone.add_adapter(self.lora_config, adapter_name=name)
+        with warnings.catch_warnings():  # several sets of weights over one backbone are the point
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            for name in ADAPTERS:
+                model.backbone.add_adapter(self.lora_config, adapter_name=name)
         self._layers = [m for m in model.backbone.modules() if isinstance(m, BaseTunerLayer)]
         for name in ("old", "sampler"):
             self.blend(name, 0.0)
@@ -99,11 +102,11 @@ class Policy:
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0) -> Tensor:
         """Float32 velocity of the weights in use at ``x (b, ...)``, ``sigma (b,)``; two passes if guided."""
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            conditional = self.model.velocity(x, sigma, conditioning).float()
+            conditional = widen(self.model.velocity(x, sigma, conditioning))
             if guidance_scale == 1.0:
                 return conditional
             empty = self.encode([""]).select(torch.zeros(len(x), dtype=torch.long, device=x.device))
-            unconditional = self.model.velocity(x, sigma, empty).float()
+            unconditional = widen(self.model.velocity(x, sigma, empty))
         return guide(unconditional, conditional, guidance_scale)
 
     # --------------------------------------------------------------------------------------- files
@@ -117,7 +120,10 @@ class Policy:
         """Restores what :meth:`state` returned; raises CRDError if names or shapes differ."""
         own = {f"{name}/{key}": p for name in ADAPTERS for key, p in self.parameters(name)}
         if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
-            raise CRDError("the checkpoint's LoRA weights do not fit this model (other rank, targets or backbone).")
+            raise CRDError(
+                "the checkpoint's LoRA weights do not fit this model (other rank, targets or backbone). "
+                "Give another output_dir, or the model settings of its run."
+            )
         for key, parameter in own.items():
             parameter.copy_(tensors[key])
 
@@ -128,11 +134,14 @@ class Policy:
             layers = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
         except (OSError, SafetensorError) as error:
             raise CRDError(f"{path} cannot be read: {error}") from error
-        outcome = set_peft_model_state_dict(self.model.backbone, layers, adapter_name=name)
-        if outcome.unexpected_keys or len(layers) != len(self.parameters(name)):
+        own = get_peft_model_state_dict(self.model.backbone, adapter_name=name)
+        if own.keys() != layers.keys() or any(own[k].shape != layers[k].shape for k in own):
             raise CRDError(f"the LoRA weights in {path} do not fit this model (other rank, targets or backbone).")
+        set_peft_model_state_dict(self.model.backbone, layers, adapter_name=name)
 
     def save_lora(self, folder: str, name: Weights = "student") -> None:
         """Writes one set of weights as a standard diffusers LoRA file."""
         layers = get_peft_model_state_dict(self.model.backbone, adapter_name=name)
-        self.model.save_lora(folder, layers, self.lora_config.to_dict())
+        metadata = self.lora_config.to_dict()
+        metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, in another order in every process
+        self.model.save_lora(folder, layers, metadata)

@@ -1,7 +1,7 @@
 """The parts of the embedded base model: tokenizer, text encoders, transformer, and their assembly.
 
 They are the classes that Stable Diffusion 3 is made of, only small, so that everything which works on
-the nano model works on the real one. There is no T5; the pipeline fills its place with zero tokens.
+the nano model works on the real one. In the place of T5 there is a silent one, see :func:`make_silent_t5`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from crd.nano.world import captions_vocabulary
 
@@ -51,6 +51,18 @@ def make_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int = 64, layer
         eos_token_id=tokenizer.eos_token_id,
     )
     return CLIPTextModelWithProjection(config)
+
+
+def make_silent_t5(tokenizer: PreTrainedTokenizerFast, width: int) -> T5EncoderModel:
+    """A T5 of one small layer whose output is exactly zero, for its final norm is.
+
+    The model has no use for T5, but diffusers loads no SD3 pipeline that lacks one unless it is told so.
+    These zeros are those that the pipeline itself puts in the place of a T5 that it was told to do without.
+    """
+    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
+    encoder = T5EncoderModel(config)
+    torch.nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    return encoder
 
 
 def make_transformer(width: int = 128, layers: int = 6, text_width: int = 128) -> SD3Transformer2DModel:
@@ -98,6 +110,6 @@ class NanoParts:
             tokenizer=self.tokenizer,
             text_encoder_2=self.text_encoder_2,
             tokenizer_2=self.tokenizer,
-            text_encoder_3=None,
-            tokenizer_3=None,
+            text_encoder_3=make_silent_t5(self.tokenizer, self.transformer.config.joint_attention_dim),
+            tokenizer_3=self.tokenizer,
         )

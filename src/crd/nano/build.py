@@ -8,7 +8,8 @@ import json
 import random
 import string
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +21,10 @@ from tqdm import trange
 
 from crd.nano.base import NanoParts
 from crd.nano.pretrain import Bank, train_transformer
+from crd.nano.settings import BuildConfig
 from crd.nano.vae import encode, make_vae, reconstruction_error, train_vae
 from crd.nano.world import HELD_OUT_WORDS, SHAPE_TASKS, Prompt, draw_prompt, render, text_prompt
 from crd.seeding import python_rng
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    """Settings of the pretraining; the defaults are those of the shipped weights."""
-
-    seed: int = 0
-    vae_pictures: int = 16_000
-    vae_steps: int = 3_500
-    vae_batch: int = 16
-    vae_learning_rate: float = 2e-3
-    bank_pictures: int = 36_000
-    text_share: float = 0.6  # of the bank's pictures; the rest are shapes
-    steps: int = 9_000
-    batch: int = 64
-    learning_rate: float = 2e-3
 
 
 def random_word(rng: random.Random) -> str:
@@ -67,20 +53,12 @@ def _vae_pictures(config: BuildConfig) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
-def build_vae(config: BuildConfig, folder: Path, report) -> AutoencoderKL:
+def build_vae(config: BuildConfig, folder: Path, report: Callable[[str], None]) -> AutoencoderKL:
     """Trains the autoencoder, or loads the finished one, with its latents scaled to unit variance."""
     vae = make_vae()
     if not (folder / "vae_done.json").exists():
         pictures = _vae_pictures(config)
-        trained = train_vae(
-            pictures,
-            folder,
-            steps=config.vae_steps,
-            batch=config.vae_batch,
-            learning_rate=config.vae_learning_rate,
-            seed=config.seed,
-            report=report,
-        )
+        trained = train_vae(pictures, folder, config, report)
         latents = encode(trained, pictures[:4000])
         error = reconstruction_error(trained, pictures[:500])
         scale = {"shift_factor": float(latents.mean()), "scaling_factor": float(1 / latents.std()), "error": error}
@@ -110,7 +88,8 @@ def build_bank(config: BuildConfig, vae: AutoencoderKL, parts: NanoParts, folder
         save_file({"latents": torch.cat(latents), "tokens": torch.cat(tokens)}, path)
     data = load_file(path)
     empty = parts.tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
-    return Bank(data["latents"], data["tokens"], empty)
+    is_sign = (data["tokens"] == parts.tokenizer.convert_tokens_to_ids("sign")).any(1)
+    return Bank(data["latents"], data["tokens"], empty, is_sign.nonzero()[:, 0], (~is_sign).nonzero()[:, 0])
 
 
 def build(config: BuildConfig, folder: Path, output: Path) -> Path:
@@ -129,16 +108,7 @@ def build(config: BuildConfig, folder: Path, output: Path) -> Path:
     parts = NanoParts.make()
     vae = build_vae(config, folder, report)
     bank = build_bank(config, vae, parts, folder)
-    train_transformer(
-        parts,
-        bank,
-        folder,
-        steps=config.steps,
-        batch=config.batch,
-        peak=config.learning_rate,
-        seed=config.seed,
-        report=report,
-    )
+    train_transformer(parts, bank, folder, config, report)
     parts.pipeline(vae).to(torch.float16).save_pretrained(output)
     report(f"saved {output}")
     return output

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from crd.flow import TIMESTEPS, interpolate, velocity_target
 from crd.nano.base import NanoParts
+from crd.nano.settings import BuildConfig
 from crd.nano.state import load_optimizer, save_optimizer
+from crd.nano.world import COLORS, COUNT_WORDS, SHAPES, plural
 from crd.seeding import generator
 
 CAPTION_DROPOUT = 0.1  # share of captions replaced by the empty one, so that guidance works
@@ -28,6 +30,45 @@ class Bank:
     latents: Tensor
     tokens: Tensor
     empty: Tensor
+    signs: Tensor  # rows that are signs
+    shapes: Tensor  # rows that are shapes
+
+
+@dataclass(frozen=True)
+class CaptionNoise:
+    """Captions of the web are often wrong, which is why a model without guidance follows its prompt badly.
+
+    So are these: each letter, colour, shape, number and direction of a caption is replaced, with some
+    probability, by a random one of its kind. Guidance undoes most of it; that gap is what RL fills.
+    """
+
+    kind: Tensor  # (vocabulary,) index of the token's kind, 0 for tokens that stay
+    rate: Tensor  # (kinds,) probability of a replacement
+    members: tuple[Tensor, ...]  # tokens of each kind
+
+    @classmethod
+    def make(cls, vocabulary: dict[str, int], kinds: list[tuple[float, list[str]]]) -> "CaptionNoise":
+        members = tuple(torch.tensor([vocabulary[word] for word in words]) for _, words in kinds)
+        kind = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.long)
+        for index, tokens in enumerate(members, 1):
+            kind[tokens] = index
+        return cls(kind, torch.tensor([0.0, *(rate for rate, _ in kinds)]), members)
+
+    def __call__(self, tokens: Tensor, rng: torch.Generator) -> Tensor:
+        kind = self.kind[tokens]
+        replaced = torch.rand(tokens.shape, generator=rng) < self.rate[kind]
+        pick = torch.rand(tokens.shape, generator=rng)
+        for index, members in enumerate(self.members, 1):
+            random_member = members[(pick * len(members)).long()]
+            tokens = torch.where(replaced & (kind == index), random_member, tokens)
+        return tokens
+
+
+def caption_noise(parts: NanoParts, config: BuildConfig) -> CaptionNoise:
+    letters = [chr(ord("A") + i) for i in range(26)]
+    groups = [list(SHAPES), [plural(s) for s in SHAPES], list(COLORS), list(COUNT_WORDS.values()), ["left", "right"]]
+    words = [(config.word_noise, group) for group in [*groups, ["above", "below"]]]
+    return CaptionNoise.make(parts.tokenizer.get_vocab(), [(config.letter_noise, letters), *words])
 
 
 def encode_text(parts: NanoParts, tokens: Tensor, zero_tokens: int) -> tuple[Tensor, Tensor]:
@@ -53,14 +94,25 @@ def _optimizers(modules: torch.nn.Module, peak: float) -> list[torch.optim.Optim
     ]
 
 
-def _draw(bank: Bank, batch: int, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+def _rows(bank: Bank, config: BuildConfig, step: int, rng: torch.Generator) -> Tensor:
+    """Rows of the bank for one step: any, or a fixed share of signs once captions are noisy."""
+    if step < config.clean_steps:
+        return torch.randint(len(bank.latents), (config.batch,), generator=rng)
+    signs = round(config.noisy_text_share * config.batch)
+    counts = ((bank.signs, signs), (bank.shapes, config.batch - signs))
+    return torch.cat([rows[torch.randint(len(rows), (count,), generator=rng)] for rows, count in counts])
+
+
+def _draw(bank: Bank, corrupt: CaptionNoise, config: BuildConfig, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """x0, noise, sigma (logit-normal), tokens with dropout, and the number of zero tokens, for one step."""
-    rng = generator(seed, step, "pretrain")
-    index = torch.randint(len(bank.latents), (batch,), generator=rng)
+    rng = generator(config.seed, step, "pretrain")
+    index = _rows(bank, config, step, rng)
     x0, tokens = bank.latents[index], bank.tokens[index]
+    if step >= config.clean_steps:
+        tokens = corrupt(tokens, rng)
     eps = torch.randn(x0.shape, generator=rng)
-    sigma = torch.sigmoid(torch.randn(batch, generator=rng))
-    dropped = torch.rand(batch, generator=rng) < CAPTION_DROPOUT
+    sigma = torch.sigmoid(torch.randn(config.batch, generator=rng))
+    dropped = torch.rand(config.batch, generator=rng) < CAPTION_DROPOUT
     tokens = torch.where(dropped[:, None], bank.empty, tokens)
     choice = torch.multinomial(torch.tensor([p for _, p in ZERO_TOKENS]), 1, generator=rng).item()
     return x0, eps, sigma, tokens, ZERO_TOKENS[int(choice)][0]
@@ -80,12 +132,13 @@ def flow_matching_loss(parts: NanoParts, x0: Tensor, eps: Tensor, sigma: Tensor,
 
 
 def train_transformer(
-    parts: NanoParts, bank: Bank, folder: Path, *, steps: int, batch: int, peak: float, seed: int, report: Callable[[str], None]
+    parts: NanoParts, bank: Bank, folder: Path, config: BuildConfig, report: Callable[[str], None]
 ) -> NanoParts:
     """Trains in place and returns the exponential moving average; restarts from ``folder``."""
     modules, average = parts.modules(), copy.deepcopy(parts.modules()).requires_grad_(False)
-    optimizers = _optimizers(modules, peak)
-    compiled = torch.compile(flow_matching_loss, dynamic=False)
+    optimizers = _optimizers(modules, config.learning_rate)
+    corrupt = caption_noise(parts, config)
+    compiled = torch.compile(flow_matching_loss, dynamic=False) if config.compile else flow_matching_loss
     start = 0
     if (folder / "model.safetensors").exists():
         modules.load_state_dict(load_file(folder / "model.safetensors"))
@@ -93,26 +146,26 @@ def train_transformer(
         for i, optimizer in enumerate(optimizers):
             start = load_optimizer(optimizer, folder / f"optimizer_{i}.safetensors")
     began, recent = time.monotonic(), []
-    for step in range(start, steps):
-        x0, eps, sigma, tokens, zeros = _draw(bank, batch, seed, step)
+    for step in range(start, config.steps):
+        x0, eps, sigma, tokens, zeros = _draw(bank, corrupt, config, step)
         # the rare lengths are not worth a compilation of their own
         loss = (compiled if zeros == ZERO_TOKENS[0][0] else flow_matching_loss)(parts, x0, eps, sigma, tokens, zeros)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, peak)
+                group["lr"] = learning_rate(step, config.steps, config.learning_rate)
             optimizer.step()
             optimizer.zero_grad()
         decay = min(EMA_DECAY, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(modules.parameters()), 1 - decay)
         recent.append(loss.detach())
         done = step + 1
-        if done % 100 == 0 or done == steps:
-            left = (time.monotonic() - began) / (done - start) * (steps - done)
+        if done % 100 == 0 or done == config.steps:
+            left = (time.monotonic() - began) / (done - start) * (config.steps - done)
             mean = torch.stack(recent[-100:]).mean()
-            report(f"transformer {done}/{steps}  loss {mean:.4f}  {left / 60:.1f} min left")
-        if done % 500 == 0 or done == steps:
+            report(f"transformer {done}/{config.steps}  loss {mean:.4f}  {left / 60:.1f} min left")
+        if done % config.save_every == 0 or done == config.steps:
             save_file(modules.state_dict(), folder / "model.safetensors")
             save_file(average.state_dict(), folder / "average.safetensors")
             for i, optimizer in enumerate(optimizers):

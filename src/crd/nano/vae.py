@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from crd.nano.settings import BuildConfig
 from crd.nano.state import load_optimizer, save_optimizer
 from crd.seeding import generator
 
@@ -34,37 +35,39 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(
-    pictures: Tensor, folder: Path, *, steps: int, batch: int, learning_rate: float, seed: int, report: Callable[[str], None]
-) -> AutoencoderKL:
+def train_vae(pictures: Tensor, folder: Path, config: BuildConfig, report: Callable[[str], None]) -> AutoencoderKL:
     """Trains on ``pictures (N, 3, 64, 64)`` uint8; restarts from ``folder/vae.safetensors`` where it stopped."""
-    torch.manual_seed(seed)
+    torch.manual_seed(config.seed)
     vae = make_vae().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.vae_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     start = 0
     if (folder / "vae.safetensors").exists():
         vae.load_state_dict(load_file(folder / "vae.safetensors"))
         start = load_optimizer(optimizer, folder / "vae_optimizer.safetensors")
     began = time.monotonic()
-    for step in range(start, steps):
-        draws = generator(seed, step, "vae-batch")
-        index = torch.randint(len(pictures), (batch,), generator=draws)
+    for step in range(start, config.vae_steps):
+        draws = generator(config.seed, step, "vae-batch")
+        index = torch.randint(len(pictures), (config.vae_batch,), generator=draws)
         x = (pictures[index].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist
         error = vae.decode(posterior.sample(generator=draws)).sample - x
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * kl
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            group["lr"] = (
+                config.vae_learning_rate
+                * min(1, (step + 1) / 100)
+                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.vae_steps)))
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         done = step + 1
-        if done % 100 == 0 or done == steps:
-            left = (time.monotonic() - began) / (done - start) * (steps - done)
-            report(f"vae {done}/{steps}  L1 {error.abs().mean():.4f}  KL {kl:.3f}  {left / 60:.1f} min left")
-        if done % 500 == 0 or done == steps:
+        if done % 100 == 0 or done == config.vae_steps:
+            left = (time.monotonic() - began) / (done - start) * (config.vae_steps - done)
+            report(f"vae {done}/{config.vae_steps}  L1 {error.abs().mean():.4f}  KL {kl:.3f}  {left / 60:.1f} min left")
+        if done % config.save_every == 0 or done == config.vae_steps:
             save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, folder / "vae.safetensors")
             save_optimizer(optimizer, done, folder / "vae_optimizer.safetensors")
     return vae.eval()

@@ -40,9 +40,9 @@ COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
 TINTS = ((244, 244, 240), (226, 236, 247), (250, 233, 212), (228, 243, 226))  # light backgrounds
 INKS = ((18, 18, 20), (20, 40, 120), (130, 20, 25), (15, 85, 45))  # dark, for words
 
-SHAPE_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 Task = Literal["single_object", "two_object", "counting", "colors", "position", "color_attr", "text"]
 Split = Literal["train", "heldout"]
+SHAPE_TASKS: tuple[Task, ...] = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 #: (colour, shape) pairs that no training caption or picture of a captioned colour contains.
 HELD_OUT_PAIRS = frozenset(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crd.flow import expand
+from crd.flow import expand, widen
 
 ErrorForm = Literal["adaptive", "plain", "likelihood"]
 StrengthForm = Literal["adaptive", "constant", "reversed"]
@@ -30,7 +30,7 @@ def prediction_error(
     * ``likelihood``: sum over the dimensions times ``(1 - sigma)/sigma``; its integral over sigma in (0, 1)
       is ``-log p`` up to a constant, exactly so for the optimal velocity (Kingma & Gao 2023).
     """
-    difference = (velocity.float() - target.float()).flatten(2)
+    difference = (widen(velocity) - widen(target)).flatten(2)
     squared = difference.square()
     if form == "plain":
         return squared.mean(-1)
@@ -101,7 +101,7 @@ def anchor_strength(quality: Float[Tensor, "n"], *, strength: float, minimum: fl
 
 def velocity_distance(a: Float[Tensor, "l n *latent"], b: Float[Tensor, "l n *latent"]) -> Float[Tensor, "l n"]:
     """Squared distance of two velocities, mean over the latent's dimensions."""
-    return (a.float() - b.float()).flatten(2).square().mean(-1)
+    return (widen(a) - widen(b)).flatten(2).square().mean(-1)
 
 
 def noised(

@@ -1,13 +1,12 @@
 """The result of a run: the LoRA file, the summary, the figures and the model card."""
 
 import json
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
 from crd.batch import PromptGroup
 from crd.config import CRDConfig
+from crd.errors import CRDError
 from crd.log import read_record
 from crd.models.policy import Policy
 from crd.report.figures import before_after, curves
@@ -18,7 +17,10 @@ Row = dict[str, Any]
 
 def write_result(folder: RunFolder, config: CRDConfig, policy: Policy, members: list[PromptGroup]) -> None:
     """Writes the student as a standard diffusers LoRA file, then everything that describes it."""
-    policy.save_lora(str(folder.path), "student")
+    partial = folder.path / "partial-lora"  # renamed when whole: the file tells a finished run from others
+    policy.save_lora(str(partial), "student")
+    (partial / folder.lora.name).replace(folder.lora)
+    partial.rmdir()
     prompts = list(dict.fromkeys(member.text for member in members))
     (folder.path / "evaluation_prompts.json").write_text(json.dumps(prompts, indent=1))
     write_report(folder, config)
@@ -29,6 +31,8 @@ def write_report(folder: RunFolder, config: CRDConfig, control: RunFolder | None
     rows = read_record(folder.metrics)
     training = [row for row in rows if row["kind"] == "train"]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
+    if not evaluations:
+        raise CRDError(f"{folder.metrics} holds no evaluation; it is the record that a report is made of.")
     other = [row for row in read_record(control.metrics) if row["kind"] == "evaluation"] if control else []
     summary = _summary(folder, config, training, evaluations, other)
     folder.summary.write_text(json.dumps(summary, indent=1) + "\n")
@@ -62,7 +66,7 @@ def _summary(folder: RunFolder, config: CRDConfig, training: list[Row], evaluati
         },
         "seconds_evaluation": round(sum(row.get("evaluation", 0.0) for row in timing), 1),
         "training_forwards": rollouts[-1]["forwards"] if rollouts else 0,
-        "peak_memory_MiB": round(_peak_memory_mib()),
+        "peak_memory_MiB": round(max((row["peak_memory_MiB"] for row in rollouts), default=0)),
         "pictures_per_epoch": config.rollout.prompts_per_epoch * config.rollout.group_size,
         "guidance_of_before_guided": config.anchor.guidance_scale,
         "how_to_load": loading_lines(folder, config),
@@ -74,21 +78,17 @@ def _numbers(row: Row) -> Row:
     return {key: value for key, value in row.items() if key not in ("kind", "epoch", "step", "label")}
 
 
-def _peak_memory_mib() -> float:
-    """Peak resident memory of this process."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
-
-
 def loading_lines(folder: RunFolder, config: CRDConfig) -> list[str]:
     """Three lines of plain diffusers that load the result."""
-    from crd.models.load import nano_folder
+    from crd.models.load import absent_components, nano_folder
 
     model = str(nano_folder()) if config.model.path == "nano" else config.model.path
+    absent = absent_components(model) if Path(model).exists() else {}
+    without = "".join(f", {name}=None" for name in ("text_encoder_3", "tokenizer_3") if name in absent)
     call = f"num_inference_steps={config.evaluation.steps}, guidance_scale={config.evaluation.guidance_scale:g}"
     call += f", max_sequence_length={config.model.max_sequence_length}"
     return [
-        f'pipe = diffusers.StableDiffusion3Pipeline.from_pretrained("{model}")',
+        f'pipe = diffusers.StableDiffusion3Pipeline.from_pretrained("{model}"{without})',
         f'pipe.load_lora_weights("{Path(folder.path).resolve()}")',
         f"pipe('a sign that says \"STAR\"', {call}).images[0]",
     ]

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -52,18 +53,26 @@ def resolve_reward(name: str, options: dict[str, Any]) -> RewardFunction:
 def _imported(name: str) -> RewardFunction:
     where, function = name.rsplit(":", 1)
     try:
-        if where.endswith(".py"):
-            path = Path(where)
-            if not path.is_file():
-                raise CRDError(f"rewards: {name!r}: there is no file {path.resolve()}.")
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            assert spec and spec.loader
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-        return vars(module)[function]
-    except KeyError as error:
-        raise CRDError(f"rewards: {name!r}: {where} defines no {function}.") from error
-    except ImportError as error:
-        raise CRDError(f"rewards: {name!r} cannot be imported: {error}") from error
+        module = _module(where, name)
+    except (ImportError, SyntaxError) as error:
+        raise CRDError(f"rewards: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if function not in vars(module):
+        raise CRDError(f"rewards: {name!r}: {where} defines no {function}.")
+    if not callable(vars(module)[function]):
+        raise CRDError(f"rewards: {name!r}: {function} is no function.")
+    return vars(module)[function]
+
+
+def _module(where: str, name: str) -> ModuleType:
+    if where.endswith(".py"):
+        path = Path(where)
+        if not path.is_file():
+            raise CRDError(f"rewards: {name!r}: there is no file {path.resolve()}.")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    if not all(part.isidentifier() for part in where.split(".")):
+        raise CRDError(f"rewards: {name!r}: {where!r} is neither a module nor a .py file.")
+    return importlib.import_module(where)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from crd.errors import CRDError
 from crd.log import logger
 
 
@@ -35,7 +36,7 @@ class NamedReward:
 class Scores:
     """Scores of some pictures; NaN where there is none."""
 
-    total: np.ndarray  # (n,) weighted sum; NaN if any part is
+    total: np.ndarray  # (n,) weighted sum; NaN if any part with a weight is
     parts: dict[str, np.ndarray]  # (n,) by reward
     failures: dict[str, int] = field(default_factory=dict)  # pictures without a score, by reward
 
@@ -44,6 +45,9 @@ class RewardSet:
     """Weighted rewards as one. A reward that raises or answers nonsense fails for that batch of pictures, and is logged."""
 
     def __init__(self, rewards: list[NamedReward]):
+        names = [reward.name for reward in rewards]
+        if len(set(names)) < len(names):  # scores are kept by name
+            raise CRDError(f"rewards and judges need names of their own, got {', '.join(names)}. Rename or drop one.")
         self.rewards = rewards
         self._logged: set[str] = set()
 
@@ -51,7 +55,8 @@ class RewardSet:
         keys = dict.fromkeys(key for entry in metadata for key in entry if key not in ("prompt", "images", "prompts"))
         columns = {key: [entry.get(key) for entry in metadata] for key in keys}
         parts = {reward.name: self._one(reward, images, prompts, columns) for reward in self.rewards}
-        total = sum((r.weight * parts[r.name] for r in self.rewards), np.zeros(len(images)))
+        # a judge has no weight, and its failure is none of the reward's
+        total = sum((r.weight * parts[r.name] for r in self.rewards if r.weight), np.zeros(len(images)))
         failures = {name: int(np.isnan(values).sum()) for name, values in parts.items()}
         return Scores(total, parts, failures)
 
