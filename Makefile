@@ -14,8 +14,8 @@ demo: $(VENV)/.ready
 test: lint types unit
 
 lint: $(VENV)/.ready
-	$(VENV)/bin/ruff check src tests examples
-	$(VENV)/bin/ruff format --check src tests examples
+	$(VENV)/bin/ruff check src tests examples benchmarks
+	$(VENV)/bin/ruff format --check src tests examples benchmarks
 
 types: $(VENV)/.ready
 	$(VENV)/bin/mypy

@@ -16,7 +16,7 @@ def test_build_and_restart(tmp_path):
     whole = build(BuildConfig(**TOY, steps=4, save_every=4), tmp_path / "a", tmp_path / "a" / "pipeline")
     build(BuildConfig(**TOY, steps=2, save_every=2, learning_rate=2e-3), tmp_path / "b", tmp_path / "b" / "early")
     restarted = build(BuildConfig(**TOY, steps=4, save_every=4), tmp_path / "b", tmp_path / "b" / "pipeline")
-    for name in ("vae", "text_encoder", "text_encoder_2"):
+    for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
         files = [load_file(next((folder / name).glob("*.safetensors"))) for folder in (whole, restarted)]
         assert files[0].keys() == files[1].keys()
         for key in files[0]:

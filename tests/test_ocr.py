@@ -26,7 +26,7 @@ def test_quoted_target(prompt, target):
 
 
 def test_curly_quotes_are_not_recognised():
-    assert quoted_target("a sign that says “STAR”") is None  # noqa: RUF001
+    assert quoted_target("a sign that says “STAR”") is None
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,7 @@ class CRDConfig(Section):
     model: ModelConfig = ModelConfig()
     prompts: PromptConfig = PromptConfig()
     rewards: tuple[RewardConfig, ...] = (RewardConfig(name="ocr"),)
+    """what is trained on: the weighted sum of these, each with name, weight and options"""
     reward_failure_limit: float = Field(0.1, ge=0, le=1)
     """share of an epoch's pictures that may fail to get a reward before the run stops"""
     rollout: RolloutConfig = RolloutConfig()

@@ -93,7 +93,7 @@ class CRDTrainer:
 
     def _train(self) -> Path:
         config = self.config
-        self._resume()
+        resumed = self._resume()
         if config.trackers:
             self.accelerator.init_trackers("crd", config={"settings": dump_config(config)})
         with (
@@ -102,7 +102,7 @@ class CRDTrainer:
                 total=config.train.epochs, initial=self.epoch, unit="epoch", disable=not self.accelerator.is_main_process
             ) as bar,
         ):
-            if self.epoch == 0:
+            if not resumed:  # a checkpoint of epoch 0 has them in its record
                 self._first_evaluations()
                 self._save()
             while self.epoch < config.train.epochs and not self.stop.asked:
@@ -293,8 +293,8 @@ class CRDTrainer:
         if self.accelerator.is_main_process:
             tqdm.write(line)
 
-    def _resume(self) -> None:
-        """Opens the run folder: loads the newest checkpoint, or begins."""
+    def _resume(self) -> bool:
+        """Opens the run folder and loads the newest checkpoint; whether there is one."""
         self.folder.open(self.config, write=self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
         latest = checkpoint.complete(self.folder.checkpoints)
@@ -311,6 +311,7 @@ class CRDTrainer:
         if self.accelerator.is_main_process:
             self.metrics = Record(self.folder.metrics, lengths["metrics"])
             self.timing = Record(self.folder.timing, lengths["timing"])
+        return bool(latest)
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:

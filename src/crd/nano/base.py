@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -37,6 +38,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def make_silent_tokenizer() -> PreTrainedTokenizerFast:
+    """For the silent T5: every prompt is no token at all, so that none is ever reported as cut off."""
+    tokenizer = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer.normalizer = Replace(Regex(r"[\s\S]"), "")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+
+
 def make_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int = 64, layers: int = 2) -> CLIPTextModelWithProjection:
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -53,13 +61,13 @@ def make_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int = 64, layer
     return CLIPTextModelWithProjection(config)
 
 
-def make_silent_t5(tokenizer: PreTrainedTokenizerFast, width: int) -> T5EncoderModel:
+def make_silent_t5(width: int) -> T5EncoderModel:
     """A T5 of one small layer whose output is exactly zero, for its final norm is.
 
     The model has no use for T5, but diffusers loads no SD3 pipeline that lacks one unless it is told so.
     These zeros are those that the pipeline itself puts in the place of a T5 that it was told to do without.
     """
-    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
+    config = T5Config(vocab_size=2, d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
     encoder = T5EncoderModel(config)
     torch.nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
     return encoder
@@ -110,6 +118,6 @@ class NanoParts:
             tokenizer=self.tokenizer,
             text_encoder_2=self.text_encoder_2,
             tokenizer_2=self.tokenizer,
-            text_encoder_3=make_silent_t5(self.tokenizer, self.transformer.config.joint_attention_dim),
-            tokenizer_3=self.tokenizer,
+            text_encoder_3=make_silent_t5(self.transformer.config.joint_attention_dim),
+            tokenizer_3=make_silent_tokenizer(),
         )

@@ -35,6 +35,12 @@ def make_vae() -> AutoencoderKL:
     )
 
 
+def _learning_rate(step: int, config: BuildConfig) -> float:
+    """Warm-up over 100 steps, then half a cosine down to 2 %."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / config.vae_steps))
+    return config.vae_learning_rate * min(1, (step + 1) / 100) * (0.02 + 0.98 * cosine)
+
+
 def train_vae(pictures: Tensor, folder: Path, config: BuildConfig, report: Callable[[str], None]) -> AutoencoderKL:
     """Trains on ``pictures (N, 3, 64, 64)`` uint8; restarts from ``folder/vae.safetensors`` where it stopped."""
     torch.manual_seed(config.seed)
@@ -54,11 +60,7 @@ def train_vae(pictures: Tensor, folder: Path, config: BuildConfig, report: Calla
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * kl
         for group in optimizer.param_groups:
-            group["lr"] = (
-                config.vae_learning_rate
-                * min(1, (step + 1) / 100)
-                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.vae_steps)))
-            )
+            group["lr"] = _learning_rate(step, config)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
