@@ -109,6 +109,10 @@ def build(config: BuildConfig, folder: Path, output: Path) -> Path:
     vae = build_vae(config, folder, report)
     bank = build_bank(config, vae, parts, folder)
     train_transformer(parts, bank, folder, config, report)
-    parts.pipeline(vae).to(torch.float16).save_pretrained(output)
+    pipeline = parts.pipeline(vae)
+    # halved on disk; the text encoders stay as they are, since transformers loads them in the precision it finds
+    pipeline.transformer.half()
+    pipeline.vae.half()
+    pipeline.save_pretrained(output)
     report(f"saved {output}")
     return output
