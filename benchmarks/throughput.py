@@ -45,13 +45,12 @@ def training_ms(step: TrainStep) -> float:
     device = step.policy.device
     samples = Samples(
         x0=torch.randn(count, *step.policy.model.latent_shape, device=device),
-        sample_id=torch.arange(count, device=device),
-        group=group.to(device),
-        conditioning_row=group.to(device),
-        advantage=torch.rand(count, device=device),
+        sample_id=torch.arange(count),
+        group=group,
+        advantage=torch.rand(count),
     )
     conditioning = step.policy.encode([f"a photo of a {color} ring" for color in ("red", "blue", "green", "black")])
-    members = StepMembers(group, samples.advantage.cpu(), torch.arange(count))
+    members = StepMembers(group, samples.advantage, torch.arange(count))
     began = time.perf_counter()
     step(samples, conditioning, members, 0)
     return 1000 * (time.perf_counter() - began) / (count * LEVELS)

@@ -184,9 +184,9 @@ def test_prompt_files_as_editors_leave_them(tmp_path):
 def test_wrong_prompt_lists(tmp_path, pipeline):
     config = tiny_config(tmp_path / "run")
     message = complaint(CRDTrainer, pipeline, train_prompts=[], config=config)
-    assert "train_prompts" in message and "no prompts" in message
+    assert "train prompts" in message and "no prompts" in message
     message = complaint(CRDTrainer, pipeline, eval_prompts=["a cat", " "], config=config)
-    assert "eval_prompts, line 2" in message
+    assert "evaluation prompts, line 2" in message
     assert "'x'" not in complaint(make_prompt_set, [{"text": "x"}], "train_prompts")
 
 

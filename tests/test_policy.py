@@ -128,3 +128,23 @@ def test_lora_file_loads_in_plain_diffusers_and_gives_the_same_pictures(policy, 
     with policy.using("pretrained"):
         without = draw_latents(policy, policy.encode(PROMPTS), start, policy.model.sigmas(4), 1.0)
     assert (ours - without).abs().max() > 1e-2
+
+
+def test_bfloat16_backbone_keeps_float32_where_it_matters(pipeline):
+    """Weights of the backbone in bfloat16 under autocast; LoRA weights, velocities and latents in float32."""
+    reference = load_policy(pipeline, SETTINGS, torch.device("cpu"))
+    x, sigma, conditioning = point(reference)
+    with torch.no_grad():
+        expected = reference.velocity(x, sigma, conditioning)
+    from tiny import tiny_pipeline
+
+    torch.manual_seed(0)
+    half = tiny_pipeline().to(torch.bfloat16)
+    policy = load_policy(half, SETTINGS, torch.device("cpu"))
+    assert all(p.dtype == torch.float32 for name in ("student", "old", "sampler") for _, p in policy.parameters(name))
+    assert next(policy.model.backbone.context_embedder.parameters()).dtype == torch.bfloat16
+    velocity = policy.velocity(x, sigma, policy.encode(PROMPTS))
+    assert velocity.dtype == torch.float32 and velocity.requires_grad
+    assert (velocity - expected).abs().max() < 0.1 * expected.abs().max()
+    latents = draw_latents(policy, policy.encode(PROMPTS), x, policy.model.sigmas(3), 1.0)
+    assert latents.dtype == torch.float32 and len(policy.model.decode(latents)) == 2

@@ -35,7 +35,6 @@ def make_batch(step, dtype=torch.float32):
         x0=torch.randn(n, *step.policy.model.latent_shape, generator=rng).to(dtype),
         sample_id=torch.arange(n),
         group=group,
-        conditioning_row=group,
         advantage=torch.rand(n, generator=rng).to(dtype),
     )
     conditioning = step.policy.encode(["a photo of a ring", "a photo of a red circle", 'a sign that says "STAR"'])

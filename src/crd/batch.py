@@ -3,7 +3,7 @@
 Legend: ``n`` samples (pictures), ``l`` noise levels, ``latent`` the dimensions of one latent, ``p`` prompts.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,23 +37,18 @@ class PromptGroup:
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures of one rank, as latents, with everything that training reads of them."""
+    """Pictures of one process, as latents, with everything that training reads of them.
+
+    Only the latents are on the device: tiles and noise are planned from the rest, and must not wait for it.
+    """
 
     x0: Float[Tensor, "n *latent"]
     sample_id: Int[Tensor, "n"]  # global index in the epoch: group * K + member
-    group: Int[Tensor, "n"]  # global index of the group in the epoch
-    conditioning_row: Int[Tensor, "n"]  # row of the epoch's conditioning
+    group: Int[Tensor, "n"]  # global index of the group in the epoch: its row of the epoch's conditioning
     advantage: Float[Tensor, "n"]  # normalised reward in [0, 1]
 
-    def select(self, index: Tensor) -> "Samples":
-        return replace(
-            self,
-            x0=self.x0[index],
-            sample_id=self.sample_id[index],
-            group=self.group[index],
-            conditioning_row=self.conditioning_row[index],
-            advantage=self.advantage[index],
-        )
+    def select(self, index: Int[Tensor, "m"]) -> "Samples":
+        return Samples(self.x0[index.to(self.x0.device)], self.sample_id[index], self.group[index], self.advantage[index])
 
 
 @dataclass(frozen=True)

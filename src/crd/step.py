@@ -249,15 +249,16 @@ class _Source:
     step: int
 
     def tile(self, part: Part) -> Tile:
-        samples = self.samples.select(torch.arange(part.samples.start, part.samples.stop, device=self.samples.x0.device))
+        samples = self.samples.select(torch.arange(part.samples.start, part.samples.stop))
+        device = samples.x0.device
         sigma = self.sigma[part.levels, part.samples]
         ids = (samples.group if self.shared_noise else samples.sample_id).tolist()
         shape = tuple(samples.x0.shape[1:])
         levels = range(part.levels.start, part.levels.stop)
-        eps = torch.stack([noise(shape, self.seed, self.step, f"eps-{level}", ids) for level in levels]).to(samples.x0.device)
-        _, group = samples.group.unique(return_inverse=True)
-        conditioning = self.conditioning.select(samples.conditioning_row)
-        return Tile(samples.x0, eps, sigma, group, samples.advantage, conditioning)
+        eps = torch.stack([noise(shape, self.seed, self.step, f"eps-{level}", ids) for level in levels]).to(device)
+        dense = samples.group.unique(return_inverse=True)[1].to(device)
+        conditioning = self.conditioning.select(samples.group.to(device))
+        return Tile(samples.x0, eps, sigma, dense, samples.advantage.to(device), conditioning)
 
     def whole_groups(self, micro_batch: int, all_levels: bool) -> Iterator[Tile]:
         """Tiles of as many whole groups, then as many noise levels, as fit (at least one group)."""

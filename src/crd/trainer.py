@@ -195,28 +195,27 @@ class CRDTrainer:
         self, drawn: Drawn, ids: list[int], groups: list[PromptGroup], group: torch.Tensor, advantages: Advantages
     ) -> dict[str, float]:
         """The epoch's optimiser steps; returns the mean of their statistics."""
-        config, device = self.config, self.policy.device
+        config = self.config
         conditioning = self.policy.encode([prompt.text for prompt in groups])
         sample_id = torch.tensor(ids, dtype=torch.long)
         local = Samples(
             x0=drawn.x0,
-            sample_id=sample_id.to(device),
-            group=group[sample_id].to(device),
-            conditioning_row=group[sample_id].to(device),
-            advantage=advantages.value[sample_id].to(device),
+            sample_id=sample_id,
+            group=group[sample_id],
+            advantage=advantages.value[sample_id],
         )
         rows = []
         for index in range(config.train.steps_per_epoch):
             whole = torch.tensor(list(split(len(group), config.train.steps_per_epoch, index)))
             whole = whole[advantages.valid[whole]]  # failed samples leave the step
             mine = torch.isin(whole, sample_id)
-            keep = torch.isin(sample_id, whole)
+            keep = torch.isin(sample_id, whole).nonzero()[:, 0]
             members = StepMembers(
                 group=group[whole].unique(return_inverse=True)[1],
                 advantage=advantages.value[whole],
-                mine=mine.nonzero().squeeze(1),
+                mine=mine.nonzero()[:, 0],
             )
-            statistics = self.step(local.select(keep.to(device)), conditioning, members, self.steps_done)
+            statistics = self.step(local.select(keep), conditioning, members, self.steps_done)
             self._count_skipped(statistics["gradient_norm"])
             self.policy.blend("old", config.old(self.steps_done))
             self.policy.blend("sampler", config.sampler(self.steps_done))
@@ -295,8 +294,8 @@ class CRDTrainer:
 
     def _resume(self) -> bool:
         """Opens the run folder and loads the newest checkpoint; whether there is one."""
-        self.folder.open(self.config, write=self.accelerator.is_main_process)
-        self.accelerator.wait_for_everyone()
+        with self.accelerator.main_process_first():  # the others then find what it has made
+            self.folder.open(self.config, write=self.accelerator.is_main_process)
         latest = checkpoint.complete(self.folder.checkpoints)
         lengths = {"metrics": 0, "timing": 0}
         if latest:

@@ -49,10 +49,10 @@ def load_pipeline(path: str, dtype: torch.dtype) -> DiffusionPipeline:
 
 def load_policy(model: str | DiffusionPipeline, config: ModelConfig, device: torch.device) -> Policy:
     """The policy over a pipeline of a supported class."""
-    dtype = load_precision(config.precision, device)
-    pipeline = load_pipeline(model, dtype) if isinstance(model, str) else model
+    pipeline = load_pipeline(model, load_precision(config.precision, device)) if isinstance(model, str) else model
     if not isinstance(pipeline, StableDiffusion3Pipeline):
         raise CRDError(f"model.path: {type(pipeline).__name__} is not supported; supported is StableDiffusion3Pipeline.")
+    dtype = pipeline.transformer.dtype  # of a pipeline that was handed over, its own
     family = SD3(pipeline, height=config.height, width=config.width, max_sequence_length=config.max_sequence_length)
     return Policy(
         family,
@@ -60,5 +60,5 @@ def load_policy(model: str | DiffusionPipeline, config: ModelConfig, device: tor
         alpha=config.lora_alpha,
         targets=config.lora_targets or family.lora_targets,
         device=device,
-        autocast=None if dtype == torch.float32 else dtype,
+        autocast=dtype if dtype in (torch.bfloat16, torch.float16) else None,
     )

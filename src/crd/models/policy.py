@@ -47,6 +47,9 @@ class Policy:
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             for name in ADAPTERS:
                 model.backbone.add_adapter(self.lora_config, adapter_name=name)
+        for name in ADAPTERS:
+            for _, parameter in self.parameters(name):  # peft gave them the backbone's precision
+                parameter.data = widen(parameter.data)
         self._layers = [m for m in model.backbone.modules() if isinstance(m, BaseTunerLayer)]
         for name in ("old", "sampler"):
             self.blend(name, 0.0)
