@@ -57,7 +57,7 @@ def training_ms(step: TrainStep) -> float:
 
 
 if __name__ == "__main__":
-    config = CRDConfig(model={"max_sequence_length": 1})
+    config = CRDConfig()
     policy = load_policy("nano", config.model, Accelerator().device)
     steps = {size: make_step(policy, size) for size in SIZES}
     forward, training = {s: [] for s in SIZES}, {s: [] for s in SIZES}

@@ -18,7 +18,6 @@ trainer = CRDTrainer(
     eval_prompts=["a photo of three crosses", "a photo of a triangle"],
     config=CRDConfig(
         output_dir=sys.argv[1] if len(sys.argv) > 1 else "runs/own-reward",
-        model={"max_sequence_length": 1},
         rollout={"prompts_per_epoch": 2, "group_size": 6, "steps": 6},
         train={"epochs": 2, "learning_rate": 1e-3, "micro_batch": 64},
         evaluation={"steps": 8},

@@ -14,7 +14,6 @@ def run(folder, **sections):
     """Reward on other prompts before and after, and the standard deviation of the first rollout's rewards."""
     config = {
         "output_dir": str(folder),
-        "model": {"max_sequence_length": 1},
         "rollout": {"prompts_per_epoch": 2, "group_size": 8, "steps": 5, "batch_size": 16},
         "noise": {"levels": 3},
         "train": {"epochs": EPOCHS, "steps_per_epoch": 2, "learning_rate": 1e-3, "micro_batch": 64},

@@ -25,8 +25,8 @@ class ModelConfig(Section):
     """height of the pictures in pixels; none: the model's own"""
     width: int | None = Field(None, gt=0)
     """width of the pictures in pixels; none: the model's own"""
-    max_sequence_length: int = Field(256, ge=1, le=512)
-    """tokens of the T5 part of a prompt, as the pipeline's argument (1 where there is no T5: shorter is faster)"""
+    max_sequence_length: int | None = Field(None, ge=1, le=512)
+    """tokens of the T5 part of a prompt, as the pipeline's argument; none: its default of 256, but 1 for nano"""
     lora_rank: int = Field(32, ge=1)
     """rank of the LoRA weights"""
     lora_alpha: float = Field(64, gt=0)
@@ -35,6 +35,11 @@ class ModelConfig(Section):
     """endings of the names of the modules that get LoRA weights; none: the attention projections"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the frozen weights and of autocast; auto: bfloat16 on a GPU that has it, else float32"""
+
+    @property
+    def t5_tokens(self) -> int:
+        """``max_sequence_length``, or what it is if it is left open."""
+        return self.max_sequence_length or (1 if self.path == "nano" else 256)
 
 
 class PromptConfig(Section):

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from crd.batch import PromptGroup
-from crd.config import CRDConfig, EvaluationConfig
+from crd.config import CRDConfig, EvaluationConfig, ModelConfig
 from crd.errors import CRDError
 from crd.evaluate import Evaluator
 from crd.models.load import load_policy
@@ -24,7 +24,7 @@ def open_model(model: str, accelerator: Accelerator) -> tuple[Policy, Weights, C
     """The policy of a run (its student) or of a plain model (pretrained), and the settings that belong to it."""
     folder = RunFolder(Path(model))
     if not folder.settings.exists():
-        config = CRDConfig()
+        config = CRDConfig(model=ModelConfig(path=model))
         return load_policy(model, config.model, accelerator.device), "pretrained", config
     config = folder.config()
     if not folder.lora.exists():

@@ -1,5 +1,6 @@
 """From prompts to latents, pictures and rewards."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ class Drawn:
     x0: Tensor  # (n, ...) float32 clean latents on the device
     scores: Scores
     pictures: list[Image.Image]
+    reward_seconds: float  # of the time it took
 
 
 @torch.no_grad()
@@ -57,21 +59,22 @@ def collect(
     """Draws and scores one picture per entry of ``prompts``, whose noise is a function of (seed, step, purpose, sample id)."""
     conditioning = policy.encode([prompt.text for prompt in prompts])
     sigmas = policy.model.sigmas(steps)
-    latents, pictures, scores = [], [], []
+    latents, pictures, scores, reward_seconds = [], [], [], 0.0
     for part in chunks(len(prompts), batch_size):
         start = noise(policy.model.latent_shape, seed, step, purpose, sample_ids[part]).to(policy.device)
         row = torch.arange(part.start, part.stop, device=policy.device)
         x0 = draw_latents(policy, conditioning.select(row), start, sigmas, guidance_scale)
         images = policy.model.decode(x0)
-        members = prompts[part]
+        members, began = prompts[part], time.perf_counter()
         scores.append(rewards.score(images, [p.text for p in members], [p.metadata for p in members]))
+        reward_seconds += time.perf_counter() - began
         latents.append(x0)
         pictures += images
         progress(len(images))
     if not latents:
         empty = torch.zeros(0, *policy.model.latent_shape, device=policy.device)
-        return Drawn(empty, rewards.score([], [], []), [])
-    return Drawn(torch.cat(latents), join_scores(scores), pictures)
+        return Drawn(empty, rewards.score([], [], []), [], 0.0)
+    return Drawn(torch.cat(latents), join_scores(scores), pictures, reward_seconds)
 
 
 def join_scores(parts: list[Scores]) -> Scores:

@@ -151,7 +151,8 @@ class CRDTrainer:
         }
         self._record("train", row)
         self._time(
-            rollout=rolled - began,
+            rollout=rolled - began - drawn.reward_seconds,
+            reward=drawn.reward_seconds,
             train=time.perf_counter() - rolled,
             forwards=self.step.forwards,
             peak_memory_MiB=peak_memory_mib(self.policy.device),

@@ -53,7 +53,7 @@ def load_policy(model: str | DiffusionPipeline, config: ModelConfig, device: tor
     if not isinstance(pipeline, StableDiffusion3Pipeline):
         raise CRDError(f"model.path: {type(pipeline).__name__} is not supported; supported is StableDiffusion3Pipeline.")
     dtype = pipeline.transformer.dtype  # of a pipeline that was handed over, its own
-    family = SD3(pipeline, height=config.height, width=config.width, max_sequence_length=config.max_sequence_length)
+    family = SD3(pipeline, height=config.height, width=config.width, max_sequence_length=config.t5_tokens)
     return Policy(
         family,
         rank=config.lora_rank,

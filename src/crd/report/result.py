@@ -61,8 +61,7 @@ def _summary(folder: RunFolder, config: CRDConfig, training: list[Row], evaluati
         "epochs": len(training),
         "optimiser_steps": training[-1]["step"] if training else 0,
         "seconds_per_epoch": {
-            "rollout_and_reward": round(sum(row["rollout"] for row in rollouts) / epochs, 2),
-            "training": round(sum(row["train"] for row in rollouts) / epochs, 2),
+            part: round(sum(row[part] for row in rollouts) / epochs, 2) for part in ("rollout", "reward", "train")
         },
         "seconds_evaluation": round(sum(row.get("evaluation", 0.0) for row in timing), 1),
         "training_forwards": rollouts[-1]["forwards"] if rollouts else 0,
@@ -86,7 +85,7 @@ def loading_lines(folder: RunFolder, config: CRDConfig) -> list[str]:
     absent = absent_components(model) if Path(model).exists() else {}
     without = "".join(f", {name}=None" for name in ("text_encoder_3", "tokenizer_3") if name in absent)
     call = f"num_inference_steps={config.evaluation.steps}, guidance_scale={config.evaluation.guidance_scale:g}"
-    call += f", max_sequence_length={config.model.max_sequence_length}"
+    call += f", max_sequence_length={config.model.t5_tokens}"
     return [
         f'pipe = diffusers.StableDiffusion3Pipeline.from_pretrained("{model}"{without})',
         f'pipe.load_lora_weights("{Path(folder.path).resolve()}")',

@@ -21,7 +21,7 @@ def blueness(images: list[Image.Image], prompts: list[str], **metadata: list[Any
     return [float(np.clip(2 * (a[..., 2] - a[..., :2].mean(-1)).mean(), 0, 1)) for a in arrays]
 
 
-def _exact_ocr(detect: bool = True) -> RewardFunction:
+def _exact_ocr(detect: bool | None = None) -> RewardFunction:
     return OCRReward(detect=detect, exact=True)
 
 

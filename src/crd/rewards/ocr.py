@@ -15,6 +15,7 @@ from PIL import Image
 from crd.errors import CRDError
 
 REC_HEIGHT = 48  # pixels, the height that the recogniser was trained on
+LINE_HEIGHT = 128  # pixels; lower pictures are taken to be one line of text, unless told otherwise
 MAX_WIDTH_RATIO = 10  # of a recogniser's input, so that a sliver of a picture cannot exhaust memory
 
 
@@ -94,12 +95,13 @@ class OCRReward:
     """Scores pictures against the quoted text of their prompts.
 
     Args:
-        detect: find the text first (any layout, about 0.1 to 0.6 s a picture), or read the middle band of
-            the picture as one line (5 ms; for pictures that are one centered line, such as the nano world's).
+        detect: find the text first (any layout, 0.1 to 0.6 s a picture), or read the middle band of the picture
+            as one line (5 ms; for pictures that are one centered line, such as the nano world's). None: only
+            pictures higher than 128 pixels are searched.
         exact: 1 for exactly the target and nothing else, instead of the edit distance.
     """
 
-    def __init__(self, detect: bool = True, exact: bool = False):
+    def __init__(self, detect: bool | None = None, exact: bool = False):
         self.detect, self.score = detect, exact_score if exact else spelling_score
 
     def __call__(self, images: list[Image.Image], prompts: list[str], **metadata: list[Any]) -> list[float | None]:
@@ -108,7 +110,8 @@ class OCRReward:
         return [None if target is None else self.score(text, target) for text, target in zip(texts, targets, strict=True)]
 
     def read(self, images: list[Image.Image]) -> list[str]:
-        if self.detect:
+        """The text of each picture; pictures of one call have one size."""
+        if images[0].height > LINE_HEIGHT if self.detect is None else self.detect:
             return [read_with_detection(image) for image in images]
         bands = [image.crop((0, image.height // 4, image.width, 3 * image.height // 4)) for image in images]
         # twice as wide as high after the crop: 96 x 48 for a square picture

@@ -63,6 +63,8 @@ class RewardSet:
     def _one(
         self, reward: NamedReward, images: list[Image.Image], prompts: list[str], columns: dict[str, list[Any]]
     ) -> np.ndarray:
+        if not images:  # a process may have none
+            return np.zeros(0)
         try:
             answer = list(reward.function(images, prompts, **columns))
             if len(answer) != len(images):
