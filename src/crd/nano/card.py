@@ -32,9 +32,12 @@ A Stable Diffusion 3 pipeline (64x64 pictures, 8x8 latents of 16 channels, 3.7M 
 encoders, 1M in the autoencoder), pretrained from nothing on the nano world by `crd nano build`; the log is `build.log`.
 It draws coloured shapes in GenEval's six tasks and signs with words of 3 to 5 capital letters. Apache-2.0.
 
-Held-out words (never in pretraining), 3 pictures each, {steps} steps, read by RapidOCR:
+200 held-out words (never in pretraining), 3 pictures each, {steps} steps, read by RapidOCR:
 
 | guidance | OCR reward | exact | diversity |
 |---|---|---|---|
 {table}
+Shapes have no judge yet. To the eye, with guidance: one shape is mostly right, two and their places often, numbers often, and colours
+of pairs that pretraining never showed (a red ring) mostly wrong; squares and circles can be soft. Their grids are what
+`crd nano card` writes beside this file.
 """
