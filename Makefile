@@ -4,12 +4,16 @@ VENV ?= .venv
 CRD := $(VENV)/bin/crd
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo figures test lint types unit clean
 
 demo: $(VENV)/.ready
 	$(CRD) train recipes/nano-ocr.yaml output_dir=runs/demo
 	$(CRD) train recipes/nano-ocr-anchor-alone.yaml output_dir=runs/demo-anchor-alone
 	$(CRD) report runs/demo --control runs/demo-anchor-alone
+
+# the figures of the documentation
+figures: demo
+	cp runs/demo/before_after.png runs/demo/curves.png docs/figures/
 
 test: lint types unit
 

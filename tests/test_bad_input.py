@@ -15,11 +15,12 @@ from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 from tiny import tiny_config, tiny_pipeline, tiny_settings
 
 from crd import checkpoint
-from crd.config import CHANGEABLE, CRDConfig, build_config, load_config
+from crd.config import CRDConfig
 from crd.errors import CRDError
 from crd.log import Record, read_record
 from crd.models.load import load_policy
 from crd.prompts import load_prompts, make_prompt_set
+from crd.recipe import CHANGEABLE, build_config, load_config
 from crd.rewards.named import resolve_reward
 from crd.rewards.protocol import NamedReward, RewardSet
 from crd.run_folder import RunFolder

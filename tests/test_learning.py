@@ -4,8 +4,8 @@ import pytest
 from tiny import redness
 
 from crd import CRDTrainer
-from crd.config import build_config
 from crd.log import read_record
+from crd.recipe import build_config
 
 EPOCHS = 8
 
@@ -34,7 +34,6 @@ def run(folder, **sections):
 @pytest.mark.parametrize("objective", [{}, {"average_levels": True}, {"weighting": "softmax"}], ids=str)
 def test_reward_climbs(tmp_path, objective):
     before, after, spread = run(tmp_path / "run", objective=objective)
-    print(before, after, spread)
     assert after > before + spread
 
 

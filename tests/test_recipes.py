@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crd.config import differences, dump_config, load_config
+from crd.recipe import differences, dump_config, load_config
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -190,3 +190,14 @@ def test_a_non_finite_gradient_changes_nothing(tmp_path):
     statistics = step(samples, conditioning, members, 0)
     assert statistics["gradient_norm"] != statistics["gradient_norm"]
     assert all(torch.equal(a, b) for a, b in zip(before, step.parameters, strict=True))
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    """Activations are recomputed in the backward pass, when the scopes of other weights are left: same gradient."""
+    plain, _, _ = gradient(tmp_path)
+    step = make_step(tmp_path)
+    step.policy.model.backbone.enable_gradient_checkpointing()
+    step.optimizer.step = lambda: None
+    step(*make_batch(step), 0)
+    recomputed = torch.cat([p.grad.flatten() for p in step.parameters]).double()
+    assert (recomputed - plain).norm() <= 1e-6 * plain.norm()

@@ -3,8 +3,9 @@
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 
-from crd.config import CRDConfig, build_config
+from crd.config import CRDConfig
 from crd.nano.base import NanoParts, make_text_encoder, make_tokenizer, make_transformer
+from crd.recipe import build_config
 
 
 def tiny_pipeline(seed: int = 0) -> StableDiffusion3Pipeline:

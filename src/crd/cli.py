@@ -33,7 +33,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved settings and the plan, and stop")] = False,
 ) -> None:
     """Fine-tune a model. The same command again resumes; Ctrl-C saves."""
-    from crd.config import dump_config, load_config
+    from crd.recipe import dump_config, load_config
 
     config = load_config(recipe, overrides or [])
     if dry_run:
@@ -109,7 +109,8 @@ def sample(
 @app.command()
 def settings() -> None:
     """List every setting of a recipe with its default and meaning."""
-    from crd.config import CRDConfig, describe
+    from crd.config import CRDConfig
+    from crd.recipe import describe
 
     typer.echo("\n".join(describe(CRDConfig)))
 

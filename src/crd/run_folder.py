@@ -4,8 +4,9 @@ from pathlib import Path
 
 import yaml
 
-from crd.config import CRDConfig, build_config, differences, dump_config
+from crd.config import CRDConfig
 from crd.errors import CRDError
+from crd.recipe import build_config, differences, dump_config
 
 
 class RunFolder:

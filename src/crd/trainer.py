@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from crd import checkpoint
 from crd.advantages import Advantages, normalise
 from crd.batch import PromptGroup, Samples
-from crd.config import CRDConfig, dump_config
+from crd.config import CRDConfig
 from crd.errors import CRDError
 from crd.evaluate import Evaluation, Evaluator
 from crd.given import Prompts, as_given, check_targets, judges, named_rewards, prompt_set
@@ -23,6 +23,7 @@ from crd.interrupt import StopRequest
 from crd.log import Record, logger
 from crd.models.load import load_policy
 from crd.processes import add_up, peak_memory_mib, share_of, split
+from crd.recipe import dump_config
 from crd.report.pictures import save_grid
 from crd.report.result import write_result
 from crd.rewards.protocol import RewardFunction, RewardSet
