@@ -14,7 +14,7 @@ class BuildConfig:
     vae_learning_rate: float = 2e-3
     bank_pictures: int = 36_000
     text_share: float = 0.6  # signs among the bank's pictures; the rest are shapes
-    steps: int = 4_000
+    steps: int = 4_800
     batch: int = 64
     learning_rate: float = 2e-3
     clean_steps: int = 1_500  # with true captions, batches as the bank; then captions are noisy
