@@ -84,12 +84,13 @@ def loading_lines(folder: RunFolder, config: CRDConfig) -> list[str]:
     model = str(nano_folder()) if config.model.path == "nano" else config.model.path
     absent = absent_components(model) if Path(model).exists() else {}
     without = "".join(f", {name}=None" for name in ("text_encoder_3", "tokenizer_3") if name in absent)
+    prompt = json.loads((folder.path / "evaluation_prompts.json").read_text())[0]
     call = f"num_inference_steps={config.evaluation.steps}, guidance_scale={config.evaluation.guidance_scale:g}"
     call += f", max_sequence_length={config.model.t5_tokens}"
     return [
         f'pipe = diffusers.StableDiffusion3Pipeline.from_pretrained("{model}"{without})',
         f'pipe.load_lora_weights("{Path(folder.path).resolve()}")',
-        f"pipe('a sign that says \"STAR\"', {call}).images[0]",
+        f"pipe({prompt!r}, {call}).images[0]",
     ]
 
 
