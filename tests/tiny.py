@@ -1,10 +1,11 @@
 """A random Stable Diffusion 3 pipeline, far smaller than the nano model, and settings to go with it."""
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 
 from crd.config import CRDConfig
 from crd.nano.base import NanoParts, make_text_encoder, make_tokenizer, make_transformer
+from crd.nano.vae import make_vae
 from crd.recipe import build_config
 
 
@@ -15,20 +16,7 @@ def tiny_pipeline(seed: int = 0) -> StableDiffusion3Pipeline:
     transformer = make_transformer(width=32, layers=2, text_width=32)
     for block in transformer.transformer_blocks:  # random instead of zero, so that prompts matter
         torch.nn.init.normal_(block.norm1.linear.weight, std=0.2)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=16,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        sample_size=64,
-        scaling_factor=1.0,
-        shift_factor=0.0,
-    )
+    vae = make_vae(channels=(8, 8, 8, 8), groups=4)
     return NanoParts(tokenizer, encoders[0], encoders[1], transformer).pipeline(vae)
 
 

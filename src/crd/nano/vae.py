@@ -18,14 +18,14 @@ from crd.seeding import generator
 KL_WEIGHT = 3e-4  # weak: only keeps the latents bounded
 
 
-def make_vae() -> AutoencoderKL:
+def make_vae(channels: tuple[int, int, int, int] = (16, 32, 64, 64), groups: int = 8) -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 64),
+        block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         latent_channels=16,
-        norm_num_groups=8,
+        norm_num_groups=groups,
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
