@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from crd.batch import Samples
 from crd.config import CRDConfig
 from crd.models.load import load_policy
-from crd.step import StepMembers, TrainStep
+from crd.step import TrainStep
+from crd.tiles import StepMembers
 
 SIZES = (12, 24, 48, 96, 192)
 GROUPS, MEMBERS, LEVELS = 4, 12, 4

@@ -36,31 +36,54 @@ class PromptGroup:
 
 
 @dataclass(frozen=True)
+class Path:
+    """The stochastic way on which pictures were drawn, noise first; only Flow-GRPO stores it."""
+
+    points: Float[Tensor, "n points *latent"]  # one more than there are steps
+    log_density: Float[Tensor, "n steps"]  # of each step under the weights that drew it, mean over the latent's dimensions
+
+
+@dataclass(frozen=True)
 class Samples:
     """Pictures of one process, as latents, with everything that training reads of them.
 
-    Only the latents are on the device: tiles and noise are planned from the rest, and must not wait for it.
+    Only latents and paths are on the device: tiles and noise are planned from the rest, and must not wait for it.
     """
 
     x0: Float[Tensor, "n *latent"]
     sample_id: Int[Tensor, "n"]  # global index in the epoch: group * K + member
     group: Int[Tensor, "n"]  # global index of the group in the epoch: its row of the epoch's conditioning
     advantage: Float[Tensor, "n"]  # normalised reward in [0, 1]
+    path: Path | None = None
 
     def select(self, index: Int[Tensor, "m"]) -> "Samples":
-        return Samples(self.x0[index.to(self.x0.device)], self.sample_id[index], self.group[index], self.advantage[index])
+        there = index.to(self.x0.device)
+        path = Path(self.path.points[there], self.path.log_density[there]) if self.path else None
+        return Samples(self.x0[there], self.sample_id[index], self.group[index], self.advantage[index], path)
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Steps of stored paths, one per sample and noise level."""
+
+    next_x: Float[Tensor, "l n *latent"]
+    next_sigma: Float[Tensor, "l n"]
+    spread: Float[Tensor, "l n"]  # g, the noise of the step per square root of sigma
+    log_density: Float[Tensor, "l n"]
 
 
 @dataclass(frozen=True)
 class Tile:
     """Samples x noise levels that go through the backbone together."""
 
-    x0: Float[Tensor, "n *latent"]
-    eps: Float[Tensor, "l n *latent"]
+    x: Float[Tensor, "l n *latent"]  # noised latents, or points of stored paths
+    target: Float[Tensor, "l n *latent"] | None  # u = eps - x0; stored paths have none
     sigma: Float[Tensor, "l n"]
     group: Int[Tensor, "n"]  # dense: below n
     advantage: Float[Tensor, "n"]
+    weight: Float[Tensor, "n"]  # of the sample's reward term
     conditioning: Conditioning  # of the n samples
+    transitions: Transitions | None = None
 
     @property
     def size(self) -> int:

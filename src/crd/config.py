@@ -78,13 +78,15 @@ class AdvantageConfig(Section):
 
 class ObjectiveConfig(Section):
     policy_weight: float = Field(1.0, ge=0)
-    """weight of the reward term; 0 leaves the anchor alone (a control, not a method)"""
+    """weight of the reward term, of every algorithm; 0 leaves the anchor alone (a control, not a method)"""
+    error: Literal["adaptive", "plain", "likelihood"] = "adaptive"
+    """squared velocity error: divided by its detached mean absolute error, plain mean, or exact likelihood weighting"""
     beta: float = Field(1.0, gt=0)
     """scale of the implicit reward"""
     loss: Literal["squared", "cross_entropy"] = "squared"
     """squared error of the centered rewards, or cross-entropy of their sigmoids"""
-    error: Literal["adaptive", "plain", "likelihood"] = "adaptive"
-    """squared velocity error: divided by its detached mean absolute error, plain mean, or exact likelihood weighting"""
+    centering: Literal["prompt", "batch"] = "prompt"
+    """rewards and implicit rewards are centered within each prompt, or over a whole optimiser step (an ablation: Z(c) stays)"""
     weighting: Literal["uniform", "softmax", "hard"] = "uniform"
     """weights of the samples in the group mean"""
     temperature: float = Field(0.1, gt=0)
@@ -93,6 +95,30 @@ class ObjectiveConfig(Section):
     """average the implicit reward over noise levels before squaring (published: square at each level)"""
     baseline_gradient: bool = True
     """let gradients pass through the group mean (makes a difference for softmax and hard only)"""
+
+
+class NFTConfig(Section):
+    beta: float = Field(1.0, gt=0)
+    """how far the two implicit policies lie from the moving reference, towards and away from the student"""
+
+
+class AWMConfig(Section):
+    ratio_clip: float = Field(1e-2, gt=0, lt=1)
+    """the likelihood ratio of student and moving reference is clipped to one plus or minus this"""
+    reference_weight: float = Field(0.1, ge=0)
+    """weight of the squared velocity distance to the moving reference"""
+
+
+class FlowGRPOConfig(Section):
+    ratio_clip: float = Field(1e-4, gt=0, lt=1)
+    """the likelihood ratio of a denoising step is clipped to one plus or minus this"""
+    noise_scale: float = Field(0.7, gt=0)
+    """of the noise that the sampler adds at every step; evaluation adds none"""
+
+
+class RWRConfig(Section):
+    temperature: float = Field(1.0, gt=0)
+    """pictures are weighted by softmax(advantage / temperature) within their prompt"""
 
 
 class NoiseConfig(Section):
@@ -137,8 +163,10 @@ class OptimizerConfig(Section):
 
 
 class EvaluationConfig(Section):
+    before: bool = True
+    """evaluate the pretrained model before training, as the student starts and as guided as the anchor is"""
     every: int = Field(10, ge=1)
-    """epochs between evaluations (there is always one before and one after)"""
+    """epochs between evaluations (there is always one at the end)"""
     prompts: int = Field(16, ge=1)
     """held-out prompts, the first ones of the set"""
     pictures_per_prompt: int = Field(4, ge=1)
@@ -175,7 +203,13 @@ class CRDConfig(Section):
     """share of an epoch's pictures that may fail to get a reward before the run stops"""
     rollout: RolloutConfig = RolloutConfig()
     advantage: AdvantageConfig = AdvantageConfig()
+    algorithm: Literal["crd", "nft", "awm", "flow_grpo", "rwr"] = "crd"
+    """centered reward distillation; or DiffusionNFT, advantage weighted matching, Flow-GRPO, reward-weighted regression"""
     objective: ObjectiveConfig = ObjectiveConfig()
+    nft: NFTConfig = NFTConfig()
+    awm: AWMConfig = AWMConfig()
+    flow_grpo: FlowGRPOConfig = FlowGRPOConfig()
+    rwr: RWRConfig = RWRConfig()
     noise: NoiseConfig = NoiseConfig()
     anchor: AnchorConfig = AnchorConfig()
     old: DecaySchedule = DecaySchedule(start=0.25, slope=0.005, end=0.999)
@@ -197,6 +231,11 @@ class CRDConfig(Section):
             )
         if self.objective.policy_weight == 0 and self.anchor.strength == 0:
             raise ValueError("objective.policy_weight and anchor.strength are both 0: nothing would be trained")
+        if self.algorithm == "flow_grpo" and (self.noise.source != "rollout" or self.rollout.guidance_scale != 1):
+            raise ValueError(
+                "algorithm flow_grpo trains on the steps of its own unguided rollouts: it needs noise.source rollout and "
+                f"rollout.guidance_scale 1, got {self.noise.source} and {self.rollout.guidance_scale}"
+            )
         if self.anchor.minimum > self.anchor.strength > 0:
             raise ValueError(f"anchor.minimum ({self.anchor.minimum}) must not exceed anchor.strength ({self.anchor.strength})")
         names = [reward.name for reward in (*self.rewards, *self.evaluation.judges)]

@@ -1,5 +1,6 @@
 """From prompts to latents, pictures and rewards."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from crd.batch import Conditioning, PromptGroup
+from crd.batch import Conditioning, Path, PromptGroup
 from crd.models.policy import Policy
 from crd.rewards.protocol import RewardSet, Scores
 from crd.seeding import noise
-from crd.solvers import euler
+from crd.solvers import euler, euler_maruyama
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Drawn:
     scores: Scores
     pictures: list[Image.Image]
     reward_seconds: float  # of the time it took
+    path: Path | None = None  # of stochastic rollouts
 
 
 @torch.no_grad()
@@ -35,6 +37,23 @@ def draw_latents(policy: Policy, conditioning: Conditioning, start: Tensor, sigm
         return policy.velocity(x, sigma, conditioning, guidance_scale)
 
     return euler(velocity, start, sigmas.to(start.device))
+
+
+@torch.no_grad()
+def draw_paths(
+    policy: Policy, conditioning: Conditioning, sigmas: Tensor, scale: float, purpose: str, draw: Callable[[str], Tensor]
+) -> Path:
+    """Takes the stochastic steps of the weights in use; ``draw(purpose)`` is their noise, at the start and at every step."""
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return policy.velocity(x, sigma, conditioning)
+
+    start = draw(purpose)
+    return euler_maruyama(velocity, start, sigmas.to(start.device), scale, lambda step: draw(f"{purpose}-sde-{step}"))
+
+
+def _noise(policy: Policy, seed: int, step: int, sample_ids: list[int], purpose: str) -> Tensor:
+    return noise(policy.model.latent_shape, seed, step, purpose, sample_ids).to(policy.device)
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
@@ -54,16 +73,27 @@ def collect(
     steps: int,
     guidance_scale: float,
     batch_size: int,
+    sde_scale: float = 0.0,
     progress: Callable[[int], Any] = lambda pictures: None,
 ) -> Drawn:
-    """Draws and scores one picture per entry of ``prompts``, whose noise is a function of (seed, step, purpose, sample id)."""
+    """Draws and scores one picture per entry of ``prompts``, whose noise is a function of (seed, step, purpose, sample id).
+
+    With ``sde_scale`` above 0 the sampler adds noise at every step, and the paths are kept.
+    """
+    if not prompts:  # a process may have none
+        empty = torch.zeros(0, *policy.model.latent_shape, device=policy.device)
+        return Drawn(empty, rewards.score([], [], []), [], 0.0)
     conditioning = policy.encode([prompt.text for prompt in prompts])
     sigmas = policy.model.sigmas(steps)
-    latents, pictures, scores, reward_seconds = [], [], [], 0.0
+    latents, paths, pictures, scores, reward_seconds = [], [], [], [], 0.0
     for part in chunks(len(prompts), batch_size):
-        start = noise(policy.model.latent_shape, seed, step, purpose, sample_ids[part]).to(policy.device)
-        row = torch.arange(part.start, part.stop, device=policy.device)
-        x0 = draw_latents(policy, conditioning.select(row), start, sigmas, guidance_scale)
+        draw = functools.partial(_noise, policy, seed, step, sample_ids[part])
+        here = conditioning.select(torch.arange(part.start, part.stop, device=policy.device))
+        if sde_scale > 0:
+            paths.append(draw_paths(policy, here, sigmas, sde_scale, purpose, draw))
+            x0 = paths[-1].points[:, -1]
+        else:
+            x0 = draw_latents(policy, here, draw(purpose), sigmas, guidance_scale)
         images = policy.model.decode(x0)
         members, began = prompts[part], time.perf_counter()
         scores.append(rewards.score(images, [p.text for p in members], [p.metadata for p in members]))
@@ -71,10 +101,13 @@ def collect(
         latents.append(x0)
         pictures += images
         progress(len(images))
-    if not latents:
-        empty = torch.zeros(0, *policy.model.latent_shape, device=policy.device)
-        return Drawn(empty, rewards.score([], [], []), [], 0.0)
-    return Drawn(torch.cat(latents), join_scores(scores), pictures, reward_seconds)
+    return Drawn(torch.cat(latents), join_scores(scores), pictures, reward_seconds, _join_paths(paths))
+
+
+def _join_paths(parts: list[Path]) -> Path | None:
+    if not parts:
+        return None
+    return Path(torch.cat([part.points for part in parts]), torch.cat([part.log_density for part in parts]))
 
 
 def join_scores(parts: list[Scores]) -> Scores:

@@ -30,7 +30,8 @@ from crd.rewards.protocol import RewardFunction, RewardSet
 from crd.rollout import Drawn, collect
 from crd.run_folder import RunFolder
 from crd.seeding import derive_seed
-from crd.step import StepMembers, TrainStep
+from crd.step import TrainStep
+from crd.tiles import StepMembers
 
 MAX_SKIPPED = 3  # optimiser steps in a row with a non-finite gradient before the run stops
 
@@ -104,7 +105,8 @@ class CRDTrainer:
             ) as bar,
         ):
             if not resumed:  # a checkpoint of epoch 0 has them in its record
-                self._first_evaluations()
+                if config.evaluation.before:
+                    self._first_evaluations()
                 self._save()
             while self.epoch < config.train.epochs and not self.stop.asked:
                 row = self._train_epoch(bar)
@@ -137,9 +139,10 @@ class CRDTrainer:
         if failed > config.reward_failure_limit:
             self._save()  # the state of the epoch's beginning
         self._check_failures(failed, f"epoch {self.epoch + 1}", drawn.scores.failures)
-        group = torch.arange(total) // config.rollout.group_size
-        advantages = normalise(rewards, group, clip=config.advantage.clip, spread_of=config.advantage.spread_of)
-        statistics = self._optimise(drawn, ids, groups, group, advantages)
+        together = config.rollout.group_size if config.objective.centering == "prompt" else total // config.train.steps_per_epoch
+        centered = torch.arange(total) // together
+        advantages = normalise(rewards, centered, clip=config.advantage.clip, spread_of=config.advantage.spread_of)
+        statistics = self._optimise(drawn, ids, groups, centered, advantages)
         known = rewards[~rewards.isnan()]
         row = {
             "epoch": self.epoch + 1,
@@ -181,6 +184,7 @@ class CRDTrainer:
                 steps=config.rollout.steps,
                 guidance_scale=config.rollout.guidance_scale,
                 batch_size=config.rollout.batch_size,
+                sde_scale=config.flow_grpo.noise_scale if config.algorithm == "flow_grpo" else 0.0,
                 progress=progress,
             )
         bar.set_description("training")
@@ -194,26 +198,27 @@ class CRDTrainer:
         return [step * per_step + i for step in range(config.train.steps_per_epoch) for i in share]
 
     def _optimise(
-        self, drawn: Drawn, ids: list[int], groups: list[PromptGroup], group: torch.Tensor, advantages: Advantages
+        self, drawn: Drawn, ids: list[int], groups: list[PromptGroup], centered: torch.Tensor, advantages: Advantages
     ) -> dict[str, float]:
-        """The epoch's optimiser steps; returns the mean of their statistics."""
+        """The epoch's optimiser steps; returns the mean of their statistics. ``centered`` tells what is centered together."""
         config = self.config
         conditioning = self.policy.encode([prompt.text for prompt in groups])
         sample_id = torch.tensor(ids, dtype=torch.long)
         local = Samples(
             x0=drawn.x0,
             sample_id=sample_id,
-            group=group[sample_id],
+            group=sample_id // config.rollout.group_size,
             advantage=advantages.value[sample_id],
+            path=drawn.path,
         )
         rows = []
         for index in range(config.train.steps_per_epoch):
-            whole = torch.tensor(list(split(len(group), config.train.steps_per_epoch, index)))
+            whole = torch.tensor(list(split(len(centered), config.train.steps_per_epoch, index)))
             whole = whole[advantages.valid[whole]]  # failed samples leave the step
             mine = torch.isin(whole, sample_id)
             keep = torch.isin(sample_id, whole).nonzero()[:, 0]
             members = StepMembers(
-                group=group[whole].unique(return_inverse=True)[1],
+                group=centered[whole].unique(return_inverse=True)[1],
                 advantage=advantages.value[whole],
                 mine=mine.nonzero()[:, 0],
             )
