@@ -63,3 +63,18 @@ def test_grids_read_back(tmp_path):
     for column in range(3):
         read = read_column(tmp_path / "grid.png", 3, 2, column)
         assert [p.tobytes() for p in read] == [pictures[i].tobytes() for i in (column, column + 3)]
+
+
+def test_drift_is_measured_to_the_model_that_was_asked_for(tmp_path):
+    """Two runs with different anchors, compared: with the same reference the pretrained model drifts as much in both."""
+    policy = load_policy(tiny_pipeline(), tiny_config(tmp_path).model, torch.device("cpu"))
+
+    def drift(anchor, reference):
+        sections = {"anchor": {"guidance_scale": anchor}, "evaluation": {"reference_guidance_scale": reference}}
+        config = tiny_config(tmp_path, **sections)
+        members = make_prompt_set(["a photo of a ring"], "test").first(1)
+        evaluator = Evaluator(policy, RewardSet([NamedReward("redness", redness)]), members, config, Accelerator(cpu=True))
+        return evaluator("pretrained", 1.0).metrics["drift"]
+
+    assert drift(1.0, None) == 0 and drift(4.5, None) > 0
+    assert drift(1.0, 4.5) == drift(4.5, 4.5) == drift(4.5, None)

@@ -17,7 +17,7 @@ def run(folder, **sections):
         "rollout": {"prompts_per_epoch": 2, "group_size": 8, "steps": 5, "batch_size": 16},
         "noise": {"levels": 3},
         "train": {"epochs": EPOCHS, "steps_per_epoch": 2, "learning_rate": 1e-3, "micro_batch": 64},
-        "evaluation": {"every": EPOCHS, "prompts": 4, "pictures_per_prompt": 4, "steps": 5},
+        "evaluation": {"every": EPOCHS, "prompts": 4, "pictures_per_prompt": 4, "steps": 5, "held_out_judges": False},
         **sections,
     }
     CRDTrainer(
@@ -31,7 +31,7 @@ def run(folder, **sections):
     return evaluations["base"], evaluations[f"epoch-{EPOCHS:04d}"], next(r["reward_std"] for r in rows if r["kind"] == "train")
 
 
-@pytest.mark.parametrize("objective", [{}, {"average_levels": True}, {"weighting": "softmax"}], ids=str)
+@pytest.mark.parametrize("objective", [{}, {"levels": "average"}, {"levels": "halves"}, {"weighting": "softmax"}], ids=str)
 def test_reward_climbs(tmp_path, objective):
     before, after, spread = run(tmp_path / "run", objective=objective)
     assert after > before + spread

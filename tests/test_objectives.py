@@ -7,7 +7,7 @@ import torch
 
 from crd.objectives import crd, terms
 
-SETTINGS = {"beta": 0.7, "clip": 5.0, "average_levels": False, "baseline_gradient": True}
+SETTINGS = {"beta": 0.7, "clip": 5.0, "levels": "each", "baseline_gradient": True}
 
 
 def draw(sizes=(4, 6, 3), levels=3, seed=0):
@@ -122,7 +122,7 @@ def test_uniform_gradient_is_that_of_a_weighted_flow_matching_loss():
 
 def test_averaging_levels_squares_the_mean():
     r, a, group = draw()
-    averaged = loss(r, a, group, average_levels=True)
+    averaged = loss(r, a, group, levels="average")
     torch.testing.assert_close(averaged, loss(r.mean(0, keepdim=True), a, group), rtol=0, atol=0)
     assert averaged.shape == (1, 13)
 
@@ -202,3 +202,32 @@ def test_likelihood_weighting_gives_the_log_ratio_of_gaussians(dimensions):
     pair = ((0.2, 0.9), (-0.1, 1.2))  # (mean, spread) of student and reference
     implicit = expected_error(*pair[1]) - expected_error(*pair[0])
     assert implicit == pytest.approx(log_density(*pair[0]) - log_density(*pair[1]), abs=1e-3)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "softmax", "hard"])
+def test_halves_are_the_product_of_two_residuals(weighting):
+    r, a, group = draw(levels=5)
+    weights = {
+        "uniform": [None],
+        "softmax": [terms.softmax_weight(a, group, tau) for tau in (0.2, -0.2)],
+        "hard": [terms.half_weight(a, group, sign) for sign in (1, -1)],
+    }[weighting]
+    expected = torch.zeros(1, len(a), dtype=torch.float64)
+    for weight in weights:
+        even, odd = ((0.7 * terms.center(r[k::2].mean(0), group, weight) - terms.center(a, group, weight)) for k in (0, 1))
+        expected = expected + 5.0 / 0.7 * even * odd / len(weights)
+    torch.testing.assert_close(loss(r, a, group, weighting=weighting, levels="halves"), expected)
+
+
+def test_halves_do_not_see_the_noise_of_r():
+    """R = truth + noise: the expected loss is that of the truth, while the average's is larger by its variance."""
+    draws, levels, deviation = 20_000, 4, 2.0
+    truth, a, _ = draw(sizes=(8,), levels=1)
+    group = torch.arange(draws).repeat_interleave(8)
+    noise = torch.randn(levels, 8 * draws, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    r, many = truth.repeat(1, draws) + deviation * noise, a.repeat(draws)
+    expected = loss(truth, a, torch.zeros(8, dtype=torch.long)).mean().item()
+    halves, average = (loss(r, many, group, levels=how).mean().item() for how in ("halves", "average"))
+    assert halves == pytest.approx(expected, rel=0.03)
+    bias = 5.0 / 0.7 * 0.7**2 * deviation**2 / levels * 7 / 8  # clip / beta * beta^2 variance / levels, less what centering takes
+    assert average - expected == pytest.approx(bias, rel=0.03)

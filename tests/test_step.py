@@ -53,9 +53,10 @@ OBJECTIVES = [
     {},
     {"weighting": "softmax"},
     {"weighting": "hard", "loss": "cross_entropy"},
-    {"average_levels": True},
+    {"levels": "average"},
+    {"levels": "halves"},
     {"error": "plain"},
-    {"error": "likelihood", "weighting": "softmax", "average_levels": True},
+    {"error": "likelihood", "weighting": "softmax", "levels": "average"},
 ]
 
 
@@ -67,7 +68,7 @@ def test_any_micro_batch_gives_the_monolithic_gradient(tmp_path, objective, micr
     whole, statistics, step = gradient(tmp_path, objective=objective, train={"micro_batch": 1000})
     assert not step.two_pass
     tiled, other, tiled_step = gradient(tmp_path, objective=objective, train={"micro_batch": micro_batch})
-    assert tiled_step.two_pass == (4 * (2 if objective.get("average_levels") else 1) > micro_batch)
+    assert tiled_step.two_pass == (4 * (2 if objective.get("levels") else 1) > micro_batch)
     assert (tiled - whole).norm() <= 1e-5 * whole.norm()
     for key, value in statistics.items():
         assert other[key] == pytest.approx(value, rel=2e-4, abs=1e-7), key

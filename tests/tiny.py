@@ -34,7 +34,7 @@ def tiny_settings(output_dir, **sections) -> dict:
         "rollout": {"prompts_per_epoch": 2, "group_size": 4, "steps": 3, "batch_size": 8},
         "noise": {"levels": 2},
         "train": {"epochs": 2, "steps_per_epoch": 1, "learning_rate": 1e-3, "micro_batch": 16},
-        "evaluation": {"every": 1, "prompts": 2, "pictures_per_prompt": 2, "steps": 3},
+        "evaluation": {"every": 1, "prompts": 2, "pictures_per_prompt": 2, "steps": 3, "held_out_judges": False},
     }
     for name, section in sections.items():
         data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from crd.bench.cli import bench
 from crd.errors import CRDError
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 nano = typer.Typer(help="The embedded nano world and its base model.", no_args_is_help=True)
 app.add_typer(nano, name="nano")
+app.add_typer(bench, name="bench")
 
 Overrides = Annotated[
     list[str] | None,
@@ -141,13 +143,37 @@ def nano_card(
     typer.echo(write_card(model, output))
 
 
+@nano.command("judges")
+def nano_judges(
+    output: Annotated[Path, typer.Option(help="folder of the weights; what it holds is not trained again")] = Path(
+        "runs/nano-judges"
+    ),
+    steps: Annotated[int | None, typer.Option(help="optimiser steps of each network; default: as shipped", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="of data and initialisation")] = 0,
+) -> None:
+    """Train the held-out judges of the nano world (about 15 minutes on one core) and measure them."""
+    from crd.nano.judges.build import build_judges, judges_config
+
+    typer.echo(json.dumps(build_judges(judges_config(seed, steps), output), indent=1))
+
+
 def _show(summary: dict, folder: Path) -> None:
     """The summary's heart as a table, and where to look."""
+    from crd.alarm import DIRECTED
+
     rows = [("before", "before"), ("before, guided", "before_guided"), ("anchor alone", "anchor_alone"), ("after", "after")]
     typer.echo(f"\n{'on held-out prompts':22}{'guidance':>9}{'reward':>9}{'drift':>9}{'diversity':>11}")
     for name, key in rows:
         if row := summary.get(key):
             typer.echo(f"{name:22}{row['guidance_scale']:9.1f}{row['reward']:9.3f}{row['drift']:9.3f}{row['diversity']:11.3f}")
+    judges = [key for key in DIRECTED if key in summary["after"]]
+    if judges:
+        typer.echo("\nheld-out judges, never trained on: " + ", ".join(judges))
+        for name, key in rows:
+            if row := summary.get(key):
+                typer.echo(f"{name:22}" + "".join(f"{row[judge]:12.3f}" for judge in judges if judge in row))
+    for alarm in summary["alarms"]:
+        typer.echo(f"\nHACK ALARM at optimiser step {alarm['step']}: {alarm['text']}")
     typer.echo(
         f"\nPictures: {folder / 'before_after.png'}   curves: {folder / 'curves.png'}   numbers: {folder / 'summary.json'}"
     )

@@ -91,8 +91,8 @@ class ObjectiveConfig(Section):
     """weights of the samples in the group mean"""
     temperature: float = Field(0.1, gt=0)
     """of the softmax weighting, in units of the normalised reward"""
-    average_levels: bool = False
-    """average the implicit reward over noise levels before squaring (published: square at each level)"""
+    levels: Literal["each", "average", "halves"] = "each"
+    """square at each noise level (published), or the average of R over them, or multiply two halves' averages (unbiased)"""
     baseline_gradient: bool = True
     """let gradients pass through the group mean (makes a difference for softmax and hard only)"""
 
@@ -177,8 +177,25 @@ class EvaluationConfig(Section):
     """classifier-free guidance of the evaluated student"""
     seed: int = 1234
     """of the pictures: the same ones at every evaluation and in every run"""
+    reference_guidance_scale: float | None = Field(None, ge=1)
+    """guidance of the pretrained model that drift is measured to; none: the anchor's. Set it to compare different anchors"""
+    held_out_judges: bool = True
+    """score with judges of other families that fit the prompts: another reader, another detector, alignment, statistics"""
     judges: tuple[RewardConfig, ...] = ()
     """further scores shown beside the reward and never trained on"""
+
+
+class AlarmConfig(Section):
+    action: Literal["flag", "stop", "roll_back"] = "flag"
+    """on signs of reward hacking: say so; or also stop; or also return to the evaluation that held-out judges liked best"""
+    judges: tuple[str, ...] | None = None
+    """judges that the alarm goes by; none: those of tesseract, geneval_net and alignment that are evaluated"""
+    judge_fall: float = Field(0.05, gt=0)
+    """a judge falls if it lies this far below its best evaluation so far ..."""
+    reward_rise: float = Field(0.02, ge=0)
+    """... and the reward rises if it lies this far above what it was there"""
+    diversity_ratio: float = Field(0.5, ge=0, lt=1)
+    """pictures of a prompt are too alike below this share of the guided pretrained model's diversity; 0: never"""
 
 
 class CheckpointConfig(Section):
@@ -218,9 +235,15 @@ class CRDConfig(Section):
     """decay of the weights that draw rollouts"""
     train: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    alarm: AlarmConfig = AlarmConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """besides metrics.jsonl, which is always written"""
+
+    @property
+    def reference_guidance(self) -> float:
+        """Guidance of the pretrained model as its users know it: what drift is measured to."""
+        return self.evaluation.reference_guidance_scale or self.anchor.guidance_scale
 
     @model_validator(mode="after")
     def _consistent(self) -> "CRDConfig":
@@ -235,6 +258,11 @@ class CRDConfig(Section):
             raise ValueError(
                 "algorithm flow_grpo trains on the steps of its own unguided rollouts: it needs noise.source rollout and "
                 f"rollout.guidance_scale 1, got {self.noise.source} and {self.rollout.guidance_scale}"
+            )
+        if self.objective.levels == "halves" and (self.objective.loss != "squared" or self.noise.levels < 2):
+            raise ValueError(
+                "objective.levels halves is a product of two residuals: it needs objective.loss squared and at least 2 "
+                f"noise.levels, got {self.objective.loss} and {self.noise.levels}"
             )
         if self.anchor.minimum > self.anchor.strength > 0:
             raise ValueError(f"anchor.minimum ({self.anchor.minimum}) must not exceed anchor.strength ({self.anchor.strength})")

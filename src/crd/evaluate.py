@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crd.batch import PromptGroup
 from crd.config import CRDConfig
+from crd.judges.fitting import SetJudges, fitting_judges, fitting_set_judges
 from crd.models.policy import Policy, Weights
 from crd.objectives.terms import noised, velocity_distance
 from crd.processes import add_up, share_of
@@ -45,6 +46,11 @@ class Evaluator:
         self, policy: Policy, rewards: RewardSet, prompts: list[PromptGroup], config: CRDConfig, accelerator: Accelerator
     ):
         self.policy, self.rewards, self.config, self.accelerator = policy, rewards, config, accelerator
+        self.set_judges: SetJudges | None = None
+        if config.evaluation.held_out_judges:
+            size = policy.model.width, policy.model.height
+            self.rewards = RewardSet([*rewards.rewards, *fitting_judges(prompts, size, rewards.rewards)])
+            self.set_judges = fitting_set_judges(prompts, size)
         self.prompts = prompts
         self.members = [prompt for prompt in prompts for _ in range(config.evaluation.pictures_per_prompt)]
 
@@ -71,6 +77,9 @@ class Evaluator:
         metrics = {key: _mean(values) for key, values in everywhere.items()}
         metrics["failed"] = float(np.isnan(everywhere["reward"]).mean())
         metrics["diversity"] = self._diversity(pictures)
+        if self.set_judges:
+            texts, metadata = [m.text for m in self.members], [m.metadata for m in self.members]
+            metrics |= self.set_judges(pictures, texts, metadata, settings.pictures_per_prompt)
         return Evaluation(metrics, pictures)
 
     @torch.no_grad()
@@ -88,7 +97,7 @@ class Evaluator:
                 with self.policy.using(name):
                     own = self.policy.velocity(noisy, level[0], conditioning, guidance_scale)
                 with self.policy.using("pretrained"):
-                    anchor = self.policy.velocity(noisy, level[0], conditioning, self.config.anchor.guidance_scale)
+                    anchor = self.policy.velocity(noisy, level[0], conditioning, self.config.reference_guidance)
                 total += velocity_distance(own[None], anchor[None])[0]
             distances.append((total / len(DRIFT_SIGMAS)).cpu().numpy())
         return np.concatenate(distances) if distances else np.zeros(0)

@@ -13,7 +13,7 @@ def forwards_per_row(config: CRDConfig) -> float:
     student = 3.0
     anchor = 0 if config.anchor.strength == 0 else (1 if config.anchor.guidance_scale == 1 else 2)
     old = 1.0 if config.objective.policy_weight > 0 and config.algorithm in ("crd", "nft", "awm") else 0.0
-    rows = config.rollout.group_size * (config.noise.levels if config.objective.average_levels else 1)
+    rows = config.rollout.group_size * (1 if config.objective.levels == "each" else config.noise.levels)
     centered = config.algorithm == "crd" and config.objective.policy_weight > 0
     two_pass = centered and (rows > config.train.micro_batch or config.objective.centering == "batch")
     return student + anchor + old + (1.0 if two_pass else 0.0)
@@ -51,8 +51,8 @@ def plan_lines(config: CRDConfig) -> list[str]:
         f"  training prompts       {prompts}, {rollout.prompts_per_epoch} of them per epoch",
         f"  per epoch              {pictures} pictures ({rollout.prompts_per_epoch} prompts x {rollout.group_size})",
         f"  rollout forwards       {rollout_rows(config)} per epoch ({rollout.steps} steps)",
-        f"  training forwards      {train_rows * forwards_per_row(config):.0f} per epoch ({train_rows} sample-timesteps x {forwards_per_row(config):g};"
-        " a backward counts as 2)",
+        f"  training forwards      {train_rows * forwards_per_row(config):.0f} per epoch ({train_rows} sample-timesteps x "
+        f"{forwards_per_row(config):g}; a backward counts as 2)",
         f"  optimiser steps        {train.epochs * train.steps_per_epoch} in {train.epochs} epochs",
         f"  evaluations            {evaluations} of {evaluation.prompts * evaluation.pictures_per_prompt} pictures",
         f"  measured here          {1000 * seconds:.2f} ms per forward of one picture, decoding and reward not counted",

@@ -87,8 +87,9 @@ def _json_line(line: str, path: Path, number: int) -> dict[str, Any]:
 
 def _nano_prompts(source: str) -> PromptSet:
     from crd.nano import world
+    from crd.nano.geneval import geneval_rows
 
-    tasks = ("text", *world.SHAPE_TASKS)
+    tasks = ("text", "geneval", *world.SHAPE_TASKS)
     match source.split("/"):
         case ["nano", task, "train" | "heldout" as split] if task in tasks:
             pass
@@ -96,6 +97,8 @@ def _nano_prompts(source: str) -> PromptSet:
             raise CRDError(
                 f"prompts: {source!r} is none of nano/TASK/SPLIT with TASK {', '.join(tasks)} and SPLIT train, heldout."
             )
+    if task == "geneval":
+        return make_prompt_set(geneval_rows(split), source)  # type: ignore[arg-type]
     if task == "text":
         words = list(world.TRAIN_WORDS if split == "train" else world.HELD_OUT_WORDS)
         random.Random(derive_seed(0, "words", split)).shuffle(words)

@@ -18,6 +18,7 @@ CHANGEABLE = (
     "checkpoint",
     "trackers",
     "reward_failure_limit",
+    "alarm",
     # these change memory and speed; results stay the same to rounding
     "train.micro_batch",
     "train.gradient_checkpointing",

@@ -21,6 +21,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
         self.summary = self.path / "summary.json"
+        self.best = self.path / "best"  # LoRA weights of the evaluation that held-out judges liked best
         self.lora = self.path / "pytorch_lora_weights.safetensors"
 
     def open(self, config: CRDConfig, *, write: bool) -> None:

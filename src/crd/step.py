@@ -45,7 +45,7 @@ class TrainStep:
         self.spread = spreads(self.points, config.flow_grpo.noise_scale)
         self.levels = level_count(config.noise, self.grid)
         self.centered = config.algorithm == "crd"
-        self.rows = 1 if self.centered and config.objective.average_levels else self.levels  # loss terms per sample
+        self.rows = 1 if self.centered and config.objective.levels != "each" else self.levels  # loss terms per sample
         self.forwards = 0  # rows of all forward passes so far on this process, counted not estimated
 
     @property
@@ -54,7 +54,7 @@ class TrainStep:
         if not self.centered or self.config.objective.policy_weight == 0:
             return False
         groups = self.config.rollout.prompts_per_epoch // self.config.train.steps_per_epoch
-        rows = self.config.rollout.group_size * (self.levels if self.config.objective.average_levels else 1)
+        rows = self.config.rollout.group_size * (1 if self.config.objective.levels == "each" else self.levels)
         split = groups % self.accelerator.num_processes != 0
         return self.config.objective.centering == "batch" or rows > self.config.train.micro_batch or split
 
@@ -139,7 +139,7 @@ class TrainStep:
             form=objective.loss,
             weighting=objective.weighting,
             temperature=objective.temperature,
-            average_levels=objective.average_levels,
+            levels=objective.levels,
             baseline_gradient=objective.baseline_gradient,
         )
 
@@ -195,7 +195,7 @@ class TrainStep:
         """One pass: every tile holds whole groups, and all noise levels if they are averaged."""
         sums = self._zero()
         weight = self.config.objective.policy_weight
-        for tile in source.whole_groups(self.config.train.micro_batch, self.config.objective.average_levels):
+        for tile in source.whole_groups(self.config.train.micro_batch, self.config.objective.levels != "each"):
             old_error = self._error(self._frozen("old", tile), tile) if weight else None
             student = self._velocity(tile)
             parts = self._zero()

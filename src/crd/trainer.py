@@ -14,13 +14,14 @@ from tqdm.auto import tqdm
 
 from crd import checkpoint
 from crd.advantages import Advantages, normalise
+from crd.alarm import best_evaluation, find_alarms
 from crd.batch import PromptGroup, Samples
 from crd.config import CRDConfig
 from crd.errors import CRDError
 from crd.evaluate import Evaluation, Evaluator
 from crd.given import Prompts, as_given, check_targets, judges, named_rewards, prompt_set
 from crd.interrupt import StopRequest
-from crd.log import Record, logger
+from crd.log import Record, logger, read_record
 from crd.models.load import load_policy
 from crd.processes import add_up, peak_memory_mib, share_of, split
 from crd.recipe import dump_config
@@ -77,6 +78,7 @@ class CRDTrainer:
         self.evaluator = Evaluator(self.policy, everything, held_out, config, self.accelerator)
         self.epoch = 0  # epochs done
         self.steps_done = 0  # optimiser steps
+        self.evaluations: list[dict[str, Any]] = []  # rows of all evaluations so far
         self._skipped = 0
         self.stop = StopRequest()
         self._warn_of_unknown_words()
@@ -108,7 +110,7 @@ class CRDTrainer:
                 if config.evaluation.before:
                     self._first_evaluations()
                 self._save()
-            while self.epoch < config.train.epochs and not self.stop.asked:
+            while self.epoch < config.train.epochs and not self.stop.asked and not self._halted():
                 row = self._train_epoch(bar)
                 self.epoch += 1
                 bar.update()
@@ -116,11 +118,14 @@ class CRDTrainer:
                 last = self.epoch == config.train.epochs
                 if last or self.epoch % config.evaluation.every == 0:
                     self._evaluate("student", config.evaluation.guidance_scale, f"epoch-{self.epoch:04d}")
-                if last or self.stop.agreed(self.accelerator) or self.epoch % config.checkpoint.every == 0:
+                    self._watch()
+                if last or self._halted() or self.stop.agreed(self.accelerator) or self.epoch % config.checkpoint.every == 0:
                     self._save()
-        if self.stop.asked and self.epoch < config.train.epochs:
+        if self.stop.asked and self.epoch < config.train.epochs and not self._halted():
             self._say(f"Stopped after epoch {self.epoch}; everything is saved. Run the same command again to go on.")
         elif self.accelerator.is_main_process:
+            if self._halted() and config.alarm.action == "roll_back":
+                self._roll_back()
             write_result(self.folder, config, self.policy, self.evaluator.members)
         self.accelerator.wait_for_everyone()
         if config.trackers:
@@ -235,20 +240,46 @@ class CRDTrainer:
     def _first_evaluations(self) -> None:
         """The pretrained model as the student starts (no guidance), and as its users know it (guided)."""
         self._evaluate("pretrained", self.config.evaluation.guidance_scale, "base")
-        if self.config.anchor.guidance_scale != self.config.evaluation.guidance_scale:
-            self._evaluate("pretrained", self.config.anchor.guidance_scale, "base-guided")
+        if self.config.reference_guidance != self.config.evaluation.guidance_scale:
+            self._evaluate("pretrained", self.config.reference_guidance, "base-guided")
 
     def _evaluate(self, name: Any, guidance_scale: float, label: str) -> Evaluation:
         began = time.perf_counter()
         evaluation = self.evaluator(name, guidance_scale)
         self._check_failures(evaluation.metrics["failed"], f"evaluation {label}")  # before it is recorded for good
         row = {"epoch": self.epoch, "step": self.steps_done, "label": label, "guidance_scale": guidance_scale}
-        self._record("evaluation", {**row, **evaluation.metrics})
+        self.evaluations.append({**row, **evaluation.metrics})
+        self._record("evaluation", self.evaluations[-1])
         self._time(evaluation=time.perf_counter() - began)
         if self.accelerator.is_main_process:
             path = self.folder.pictures / f"{label}.png"
             save_grid(evaluation.pictures, self.config.evaluation.pictures_per_prompt, path)
         return evaluation
+
+    # ---------------------------------------------------------------------------------- hack alarm
+
+    def _watch(self) -> None:
+        """Says what the newest evaluation alarms of; keeps the weights that held-out judges like best."""
+        newest, settings = self.evaluations[-1], self.config.alarm
+        for alarm in find_alarms(self.evaluations, settings):
+            if alarm.label == newest["label"] and self.accelerator.is_main_process:
+                logger.warning("hack alarm at optimiser step %d: %s", alarm.step, alarm.text)
+        keep = settings.action == "roll_back" and best_evaluation(self.evaluations, settings) is newest
+        if keep and self.accelerator.is_main_process:
+            self.policy.save_lora(str(self.folder.best), "student")
+
+    def _halted(self) -> bool:
+        """Whether the alarm has ended the run; every process has the same evaluations."""
+        settings = self.config.alarm
+        return settings.action != "flag" and bool(find_alarms(self.evaluations, settings))
+
+    def _roll_back(self) -> None:
+        """The result is then the student of the best evaluation; the newest checkpoint stays as it is."""
+        best = best_evaluation(self.evaluations, self.config.alarm)
+        self.policy.load_lora(self.folder.best / self.folder.lora.name)
+        if not any(row["kind"] == "roll_back" for row in read_record(self.folder.metrics)):
+            self.metrics.write({"kind": "roll_back", "label": best["label"], "epoch": best["epoch"], "step": best["step"]})
+        self._say(f"The hack alarm ended the run; its result is the student of {best['label']}.")
 
     # ------------------------------------------------------------------------------- what can fail
 
@@ -317,6 +348,9 @@ class CRDTrainer:
         if self.accelerator.is_main_process:
             self.metrics = Record(self.folder.metrics, lengths["metrics"])
             self.timing = Record(self.folder.timing, lengths["timing"])
+        self.accelerator.wait_for_everyone()  # the main process has cut off what came after the checkpoint
+        rows = read_record(self.folder.metrics)
+        self.evaluations = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == "evaluation"]
         return bool(latest)
 
     def _save(self) -> None:

@@ -13,12 +13,14 @@ Choices of ours where the paper is silent:
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from crd.objectives.terms import center, half_weight, softmax_weight
 
+Levels = Literal["each", "average", "halves"]
 LossForm = Literal["squared", "cross_entropy"]
 Weighting = Literal["uniform", "softmax", "hard"]
 
@@ -52,23 +54,32 @@ def policy_loss(
     form: LossForm,
     weighting: Weighting,
     temperature: float,
-    average_levels: bool,
+    levels: Levels,
     baseline_gradient: bool,
 ) -> Float[Tensor, "_ n"]:
-    """The policy term, unreduced: ``(l, n)``, or ``(1, n)`` if R is averaged over noise levels before it is squared.
+    """The policy term, unreduced: ``(l, n)``, or ``(1, n)`` if R is averaged over noise levels first.
+
+    The square of an estimate of R is biased by its variance. ``average`` makes that smaller with every level;
+    ``halves`` multiplies the residuals of the even and of the odd levels, which have independent noise, so that
+    nothing of it is left (and a term can be negative); its loss form is squared.
 
     Args:
         implicit: R of every sample at every noise level; whole groups.
         advantage: normalised reward in [0, 1].
         group: index of each sample's prompt, below n.
     """
-    if average_levels:
-        implicit = implicit.mean(0, keepdim=True)
+
+    def matching(r: Tensor, a: Tensor, weight: Tensor | None) -> Tensor:
+        return matching_loss(r, a, group, weight, beta=beta, clip=clip, form=form, baseline_gradient=baseline_gradient)
 
     def loss(weight: Tensor | None) -> Tensor:
-        return matching_loss(
-            implicit, advantage, group, weight, beta=beta, clip=clip, form=form, baseline_gradient=baseline_gradient
-        )
+        if levels == "each":
+            return matching(implicit, advantage, weight)
+        if levels == "average":
+            return matching(implicit.mean(0, keepdim=True), advantage, weight)
+        even, odd = implicit[::2].mean(0, keepdim=True), implicit[1::2].mean(0, keepdim=True)
+        # (r - a) (s - a) = ((r + s)/2 - a)^2 - ((r - s)/2)^2
+        return matching((even + odd) / 2, advantage, weight) - matching((even - odd) / 2, torch.zeros_like(advantage), weight)
 
     if weighting == "uniform":
         total = loss(None)

@@ -1,4 +1,4 @@
-"""Reward-weighted regression, the floor of the comparison: flow matching on the model's own pictures, the good ones weighted up."""
+"""Reward-weighted regression, the floor of the comparison: flow matching on the model's own pictures, good ones weighted up."""
 
 from jaxtyping import Float, Int
 from torch import Tensor

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from crd.alarm import DIRECTED
 from crd.report.pictures import read_column
 
 BEFORE_AFTER_PROMPTS = 8
@@ -41,8 +42,8 @@ def _wrap(text: str, width: int = 20) -> str:
     return "\n".join(textwrap.wrap(text, width))
 
 
-def curves(path: Path, training: list[Row], evaluations: list[Row], control: list[Row]) -> None:
-    """Held-out reward, training reward and drift against optimiser steps, with the base models as lines."""
+def curves(path: Path, training: list[Row], evaluations: list[Row], control: list[Row], alarms: list[Row]) -> None:
+    """Reward and drift on held-out prompts against optimiser steps, with judges, the base models as lines, and hack alarms."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 6), sharex=True)
     held_out = [row for row in evaluations if row["label"].startswith("epoch")]
     base = {row["label"]: row for row in evaluations if row["label"].startswith("base")}
@@ -58,10 +59,18 @@ def curves(path: Path, training: list[Row], evaluations: list[Row], control: lis
             if label in base and key == "reward":
                 name = f"{label.replace('-', ', ')} (guidance {base[label]['guidance_scale']:g})"
                 axis.axhline(base[label][key], color="grey", linestyle=style, linewidth=1, label=name)
+    for name, color in zip(DIRECTED, ("C2", "C4", "C5"), strict=True):
+        seen = [row for row in start + held_out if name in row]
+        if seen:
+            top.plot([r["step"] for r in seen], [r[name] for r in seen], ".--", color=color, linewidth=1, label=f"judge: {name}")
     top.plot([r["step"] for r in training], [r["reward"] for r in training], color="C0", alpha=0.35, label="rollouts")
     top.set_ylabel("reward")
     bottom.set_ylabel("drift: squared velocity distance\nto the guided pretrained model")
     bottom.set_xlabel("optimiser steps")
+    for alarm in alarms:
+        for axis in (top, bottom):
+            axis.axvline(alarm["step"], color="C1", linewidth=1)
+        top.annotate(f"hack alarm: {alarm['sign']}", (alarm["step"], top.get_ylim()[0]), rotation=90, fontsize=7, color="C1")
     for axis in (top, bottom):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)

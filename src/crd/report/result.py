@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from crd.alarm import find_alarms
 from crd.batch import PromptGroup
 from crd.config import CRDConfig
 from crd.errors import CRDError
@@ -33,17 +34,20 @@ def write_report(folder: RunFolder, config: CRDConfig, control: RunFolder | None
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
     if not evaluations:
         raise CRDError(f"{folder.metrics} holds no evaluation; it is the record that a report is made of.")
+    rolled_back = next((row["label"] for row in rows if row["kind"] == "roll_back"), None)
+    final = next((row for row in evaluations if row["label"] == rolled_back), evaluations[-1])
     other = [row for row in read_record(control.metrics) if row["kind"] == "evaluation"] if control else []
-    summary = _summary(folder, config, training, evaluations, other)
+    summary = _summary(folder, config, training, evaluations, other) | {"after": _numbers(final), "rolled_back_to": rolled_back}
+    summary["alarms"] = [alarm.as_row() for alarm in find_alarms(evaluations, config.alarm)]
     folder.summary.write_text(json.dumps(summary, indent=1) + "\n")
     prompts = json.loads((folder.path / "evaluation_prompts.json").read_text())
     sheets = {"before": folder.pictures / "base.png", "before,\nguided": folder.pictures / "base-guided.png"}
-    sheets |= {"after": folder.pictures / f"{evaluations[-1]['label']}.png"}
+    sheets |= {"after": folder.pictures / f"{final['label']}.png"}
     if control and other:
         sheets["anchor alone"] = control.pictures / f"{other[-1]['label']}.png"
     present = {title: path for title, path in sheets.items() if path.exists()}
     before_after(folder.path / "before_after.png", present, prompts, config.evaluation.pictures_per_prompt, len(prompts))
-    curves(folder.path / "curves.png", training, evaluations, other)
+    curves(folder.path / "curves.png", training, evaluations, other, summary["alarms"])
     (folder.path / "README.md").write_text(_model_card(folder, config, summary))
     return summary
 
@@ -56,7 +60,6 @@ def _summary(folder: RunFolder, config: CRDConfig, training: list[Row], evaluati
     summary: Row = {
         "before": by_label.get("base"),
         "before_guided": by_label.get("base-guided"),
-        "after": _numbers(evaluations[-1]),
         "anchor_alone": _numbers(control[-1]) if control else None,
         "epochs": len(training),
         "optimiser_steps": training[-1]["step"] if training else 0,
@@ -67,7 +70,7 @@ def _summary(folder: RunFolder, config: CRDConfig, training: list[Row], evaluati
         "training_forwards": rollouts[-1]["forwards"] if rollouts else 0,
         "peak_memory_MiB": round(max((row["peak_memory_MiB"] for row in rollouts), default=0)),
         "pictures_per_epoch": config.rollout.prompts_per_epoch * config.rollout.group_size,
-        "guidance_of_before_guided": config.anchor.guidance_scale,
+        "guidance_of_before_guided": config.reference_guidance,
         "how_to_load": loading_lines(folder, config),
     }
     return summary
@@ -104,6 +107,10 @@ def _model_card(folder: RunFolder, config: CRDConfig, summary: Row) -> str:
     table += line("pretrained", summary["before"]) + line("pretrained, guided", summary["before_guided"])
     table += line("anchor alone, same budget", summary["anchor_alone"]) + line("this LoRA", summary["after"])
     rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in config.rewards)
+    held_out = "".join(f"\n* {alarm['text']} (optimiser step {alarm['step']})" for alarm in summary["alarms"])
+    verdict = f"The hack alarm was raised:\n{held_out}" if held_out else "The hack alarm was not raised."
+    if summary["rolled_back_to"]:
+        verdict += f"\n\nThese weights are those of {summary['rolled_back_to']}, which held-out judges liked best."
     loading = "\n".join(["import diffusers", *summary["how_to_load"]])
     return f"""---
 base_model: {config.model.path}
@@ -118,6 +125,8 @@ Base model: `{config.model.path}`. Rewards: {rewards}. {summary["epochs"]} epoch
 On held-out prompts (`evaluation_prompts.json`), {config.evaluation.steps} steps, fixed seeds:
 
 {table}
+{verdict}
+
 ![before and after](before_after.png)
 ![curves](curves.png)
 

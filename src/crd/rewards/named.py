@@ -11,6 +11,9 @@ import numpy as np
 from PIL import Image
 
 from crd.errors import CRDError
+from crd.judges.statistics import background, saturation
+from crd.rewards.geneval.reward import GenEvalReward, Output
+from crd.rewards.geneval.rules import Mode
 from crd.rewards.ocr import OCRReward
 from crd.rewards.protocol import RewardFunction
 
@@ -29,8 +32,56 @@ def _blue() -> RewardFunction:
     return blueness
 
 
+def _geneval(output: Output) -> Callable[..., RewardFunction]:
+    def make(mode: Mode = "repaired") -> RewardFunction:
+        from crd.nano.detector import NanoDetector  # here, since the world loads matplotlib
+
+        return GenEvalReward(NanoDetector(), output, mode)
+
+    return make
+
+
+def _tesseract(exact: bool = False) -> RewardFunction:
+    from crd.judges.tesseract import TesseractReward  # here, since it builds on this package
+
+    return TesseractReward(exact)
+
+
+def _geneval_net(output: Output = "score", mode: Mode = "repaired") -> RewardFunction:
+    from crd.nano.judges import NetDetector, load_detector  # here, since the networks load torch
+
+    return GenEvalReward(NetDetector(load_detector()), output, mode)
+
+
+def _alignment() -> RewardFunction:
+    from crd.nano.judges import AlignmentReward, load_alignment
+
+    return AlignmentReward(load_alignment())
+
+
+def _saturation() -> RewardFunction:
+    return saturation
+
+
+def _background() -> RewardFunction:
+    return background
+
+
 #: name -> what makes the reward from the recipe's ``options``
-NAMED_REWARDS: dict[str, Callable[..., RewardFunction]] = {"ocr": OCRReward, "ocr_exact": _exact_ocr, "blue": _blue}
+NAMED_REWARDS: dict[str, Callable[..., RewardFunction]] = {
+    "ocr": OCRReward,
+    "ocr_exact": _exact_ocr,
+    "blue": _blue,
+    "geneval": _geneval("score"),
+    "geneval_correct": _geneval("correct"),
+    "geneval_strict": _geneval("strict"),
+    # judges: of other families, never to be trained on
+    "tesseract": _tesseract,
+    "geneval_net": _geneval_net,
+    "alignment": _alignment,
+    "saturation": _saturation,
+    "background": _background,
+}
 
 
 def resolve_reward(name: str, options: dict[str, Any]) -> RewardFunction:
