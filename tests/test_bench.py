@@ -19,7 +19,7 @@ import yaml
 from conftest import write_recipe
 
 from crd.bench.baselines import read_baseline
-from crd.bench.results import collect, load_results, result_evaluation, run_row, update_data
+from crd.bench.results import Results, collect, load_results, result_evaluation, run_row, update_data
 from crd.bench.runner import Pool, is_finished, start, tail
 from crd.bench.statistics import T_975, Interval, mean_interval, paired_difference, t_quantile, verdict
 from crd.bench.suite import budget_epochs, load_suite, merged, suite_runs, task_config
@@ -259,7 +259,7 @@ def test_a_row_has_the_curves_and_the_cost_of_its_run(finished):
     assert row["forwards_per_epoch"] == forwards_per_epoch(run.config)
     assert [e["epoch"] for e in row["evaluations"]] == sorted({*range(2, row["epochs"], 2), row["epochs"]})
     assert {"reward", "blue", "drift", "diversity", "failed", "guidance_scale"} <= row["evaluations"][0].keys()
-    assert row["alarms"] == [] and row["result_epoch"] == row["epochs"]
+    assert row["result_epoch"] == row["epochs"]
 
 
 def test_an_alarm_ends_a_run_before_its_time_and_may_take_it_back(finished):
@@ -268,7 +268,6 @@ def test_an_alarm_ends_a_run_before_its_time_and_may_take_it_back(finished):
     alarm = {"alarms": [{"text": "reward up, judge down"}], "epochs": 2, "rolled_back_to": "epoch-0002"}
     path.write_text(json.dumps({**json.loads(whole), **alarm}))
     row = run_row(run)
-    assert row["alarms"] == ["reward up, judge down"]
     assert result_evaluation(row) == row["evaluations"][0]
     assert not is_finished(run)  # the alarm was to be flagged only
     stopping = run.config.alarm.model_copy(update={"action": "stop"})
@@ -431,3 +430,26 @@ def test_verdicts_are_decided_by_intervals_that_leave_zero_out():
     assert verdict(Interval(0.1, 0.2, 5)) == "not decided"
     assert verdict(mean_interval([7.0])) == "not decided"
     assert verdict(None) == "not decided"
+
+
+def test_alarms_compare_runs_with_the_baselines(home):
+    """Runs of a suite do not evaluate the pretrained model; half of the guided baseline's diversity is what counts."""
+    from crd.bench.page import alarms
+
+    suite = load_suite(write_suite(home, "alarms", output=str(home / "none")))
+    baselines = {
+        ("red", "base"): {"reward": 0.3, "diversity": 0.2, "guidance_scale": 1.0},
+        ("red", "base-guided"): {"reward": 0.5, "diversity": 0.1, "guidance_scale": 4.5},
+    }
+
+    def run(*diversities):
+        rows = [{"epoch": 4 * k, "step": 8 * k, "reward": 0.6, "diversity": d} for k, d in enumerate(diversities, 1)]
+        return {"evaluations": rows}
+
+    runs = {
+        ("red", "crd"): {0: run(0.09, 0.06), 1: run(0.08, 0.051)},
+        ("red", "alone"): {0: run(0.09, 0.08), 1: run(0.06, 0.049)},
+    }
+    said = "\n".join(alarms(Results(suite, runs, baselines)))
+    assert "| Red | anchor alone | 1 of 2 | diversity (from epoch 8) |" in said and "CRD" not in said
+    assert alarms(Results(suite, {key: runs[key] for key in [("red", "crd")]}, baselines)) == []

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from crd.alarm import Alarm
 from crd.bench.results import Results
 from crd.bench.statistics import Interval, mean_interval, paired_difference, verdict
 from crd.bench.suite import suite_runs
@@ -77,10 +78,20 @@ def difference_table(results: Results, task: str) -> str:
 
 
 def alarms(results: Results) -> list[str]:
-    """What the runs' own alarms said."""
-    rows = [row for seeds in results.runs.values() for row in seeds.values()]
-    lines = [f"- {row['task']}/{row['variant']}/seed-{row['seed']}: {text}" for row in rows for text in row["alarms"]]
-    return ["## Alarms\n", "\n".join(lines) + "\n"] if lines else []
+    """Which runs the hack alarm would flag, with the baselines as the pretrained model."""
+    suite, lines = results.suite, []
+    for (task, variant), seeds in results.runs.items():
+        found = {seed: results.alarms(task, variant, seed) for seed in seeds}
+        raised = [alarm for alarms_ in found.values() for alarm in alarms_]
+        if raised:
+            signs = ", ".join(f"{sign} (from epoch {min(a.epoch for a in raised if a.sign == sign)})" for sign in _signs(raised))
+            share = f"{sum(map(bool, found.values()))} of {len(seeds)}"
+            lines.append([suite.label(task), suite.label(variant), share, signs])
+    return ["## Hack alarms\n", table(["task", "", "runs with an alarm", "signs"], lines)] if lines else []
+
+
+def _signs(raised: list[Alarm]) -> list[str]:
+    return sorted({alarm.sign for alarm in raised})
 
 
 def missing_runs(results: Results) -> list[str]:

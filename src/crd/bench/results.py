@@ -7,9 +7,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from crd.alarm import Alarm, find_alarms
 from crd.bench.baselines import read_baseline
 from crd.bench.runner import is_finished
 from crd.bench.suite import Run, Suite, suite_runs
+from crd.config import AlarmConfig
 from crd.errors import CRDError
 from crd.log import read_record
 from crd.run_folder import RunFolder
@@ -47,6 +49,13 @@ class Results:
         finals = {seed: result_evaluation(row) for seed, row in self.runs.get((task, method), {}).items()}
         return {seed: final[metric] for seed, final in finals.items() if metric in final}
 
+    def alarms(self, task: str, variant: str, seed: int) -> list[Alarm]:
+        """The hack alarms of a run. It did not evaluate the pretrained model itself: the suite's baselines stand for that."""
+        names = {name: "base" if scale == 1 else "base-guided" for name, scale in self.suite.baselines.items()}
+        base = [{**row, "label": names[name]} for (of, name), row in self.baselines.items() if of == task]
+        own = [{**row, "label": f"epoch-{row['epoch']:04d}"} for row in self.runs[task, variant][seed]["evaluations"]]
+        return find_alarms([*base, *own], AlarmConfig())
+
 
 def result_evaluation(row: Row) -> Row:
     """The evaluation of a run's result: the last one, unless its alarm took it back to an earlier one."""
@@ -78,7 +87,6 @@ def run_row(run: Run) -> Row:
         "seconds": round(seconds[-1], 2),
         "peak_memory_MiB": round(max(row["peak_memory_MiB"] for row in timing)),
         "evaluations": [_compact(row) for row in evaluations],
-        "alarms": [alarm["text"] for alarm in summary["alarms"]],
         "training": {"reward": [_short(row["reward"]) for row in training], "seconds": [round(s, 2) for s in seconds]},
     }
 
