@@ -137,8 +137,8 @@ def test_signs_hold_no_shapes():
 def two_shapes(first, second, color="red"):
     picture = Image.new("RGB", (64 * 4, 64 * 4), world.TINTS[0])
     pen = ImageDraw.Draw(picture)
-    world._draw_item(pen, world.Item(first, color, 18, 32, 20))
-    world._draw_item(pen, world.Item(second, color, 46, 32, 20))
+    world.draw_item(pen, world.Item(first, color, 18, 32, 20))
+    world.draw_item(pen, world.Item(second, color, 46, 32, 20))
     return picture.resize((64, 64), Image.Resampling.BOX)
 
 

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from crd.bench.suite import load_suite, suite_runs
+from crd.plan import forwards_per_epoch
 from crd.recipe import differences, dump_config, load_config
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SUITES = sorted((ROOT / "benchmarks" / "suites").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -18,6 +21,25 @@ def test_recipe_is_valid_and_survives_a_round_trip(path, tmp_path):
     copy = tmp_path / "copy.yaml"
     copy.write_text(dump_config(config))
     assert load_config(copy, []) == config
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda p: p.stem)
+def test_suite_is_valid_and_its_runs_cost_the_same(path):
+    suite = load_suite(path)
+    runs = suite_runs(suite)
+    assert len(runs) == len(suite.tasks) * len(suite.variants) * len(suite.seeds)
+    for run in runs:
+        per_epoch = forwards_per_epoch(run.config)
+        assert abs(run.config.train.epochs * per_epoch - suite.forward_passes) <= per_epoch / 2, run.name
+
+
+def test_the_headline_differs_in_the_method_only():
+    runs = suite_runs(load_suite(ROOT / "benchmarks" / "suites" / "headline.yaml"))
+    methods = {run.variant: run for run in runs if (run.task, run.seed) == ("ocr", 0)}
+    for variant, run in methods.items():
+        changed = {line.split(":")[0].split(".")[0] for line in differences(methods["crd"].config, run.config)}
+        assert changed <= {"algorithm", "objective", "anchor", "old", "sampler"}, variant
+        assert run.config.evaluation == methods["crd"].config.evaluation
 
 
 def test_the_control_differs_in_the_reward_term_only():

@@ -151,7 +151,7 @@ def _color(pixels: np.ndarray) -> str | None:
 
 SLANT = float(np.hypot(0.95, 1.75))  # side of the triangle, in radii
 
-# Signed distance to the edge of a shape of radius r around (0, 0), negative inside, y down; sizes as in world._draw_item.
+# Signed distance to the edge of a shape of radius r around (0, 0), negative inside, y down; sizes as in world.draw_item.
 
 
 def _circle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:

@@ -185,7 +185,7 @@ def render(prompt: Prompt, rng: random.Random) -> Image.Image:
         _write(pen, prompt.metadata["word"], rng.choice(INKS))
     else:
         for item in layout(prompt.metadata, rng):
-            _draw_item(pen, item)
+            draw_item(pen, item)
     return canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
@@ -204,7 +204,8 @@ def _write(pen: ImageDraw.ImageDraw, word: str, ink: tuple[int, int, int]) -> No
         pen.text(center, letter, font=_font(pixels), fill=ink, anchor="mm")
 
 
-def _draw_item(pen: ImageDraw.ImageDraw, item: Item) -> None:
+def draw_item(pen: ImageDraw.ImageDraw, item: Item) -> None:
+    """Draws one shape on a canvas that is ``SUPERSAMPLING`` times larger than the picture."""
     x, y, r = (value * SUPERSAMPLING for value in (item.x, item.y, item.diameter / 2))
     color = COLORS[item.color]
     if item.shape == "circle":

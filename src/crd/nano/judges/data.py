@@ -24,7 +24,7 @@ from crd.nano.world import (
     TINTS,
     Item,
     Prompt,
-    _draw_item,
+    draw_item,
     draw_prompt,
     layout,
     render,
@@ -81,7 +81,7 @@ def draw_items(items: list[Item], rng: random.Random) -> Image.Image:
     canvas = Image.new("RGB", (SIZE * SUPERSAMPLING,) * 2, rng.choice(TINTS))
     pen = ImageDraw.Draw(canvas)
     for item in items:
-        _draw_item(pen, item)
+        draw_item(pen, item)
     return canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
