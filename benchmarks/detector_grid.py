@@ -17,7 +17,7 @@ from crd.nano.detector import detect
 from crd.prompts import load_prompts
 from crd.rewards.geneval import Detection, aggregate, judge
 from crd.rewards.protocol import RewardSet
-from crd.rollout import collect
+from crd.rollout import Sampling, collect
 
 CELL, COLUMNS, LINE = 150, 12, 11  # pixels; pictures a row; pixels of a line of text
 LINES = 6  # below a picture: the prompt and up to five objects
@@ -47,9 +47,8 @@ def main() -> None:
     sets = [load_prompts(f"nano/{task}/train").first(options.prompts) for task in world.SHAPE_TASKS]
     members = [prompt for prompts in sets for prompt in prompts for _ in range(options.pictures)]
     with policy.using(name):
-        settings = {"step": 0, "seed": 0, "purpose": "detector-grid", "steps": 28, "batch_size": 48}
-        ids = list(range(len(members)))
-        drawn = collect(policy, RewardSet([]), members, sample_ids=ids, guidance_scale=options.guidance, **settings)
+        sampling = Sampling(0, "detector-grid", 28, 48, options.guidance)
+        drawn = collect(policy, RewardSet([]), members, list(range(len(members))), sampling)
     read = [detect(picture) for picture in drawn.pictures]
     cells = [cell(*parts) for parts in zip(drawn.pictures, members, read, strict=True)]
     sheet = Image.new("RGB", (COLUMNS * CELL, -(-len(cells) // COLUMNS) * cells[0].height), "white")

@@ -25,7 +25,7 @@ from crd.prompts import load_prompts
 from crd.recipe import build_config
 from crd.rewards.named import resolve_reward
 from crd.rewards.protocol import NamedReward, RewardSet
-from crd.rollout import collect
+from crd.rollout import collect, rollout_sampling
 from crd.step import TrainStep
 from crd.tiles import StepMembers
 
@@ -77,14 +77,8 @@ def one_gradient(step: TrainStep, rewards: RewardSet, draw: int) -> tuple[torch.
             policy,
             rewards,
             [groups[i] for i in group.tolist()],
-            sample_ids=list(range(count)),
-            step=draw,
-            seed=0,
-            purpose="gradients",
-            steps=config.rollout.steps,
-            guidance_scale=1.0,
-            batch_size=config.rollout.batch_size,
-            sde_scale=config.flow_grpo.noise_scale if config.algorithm == "flow_grpo" else 0.0,
+            list(range(count)),
+            rollout_sampling(config, draw),
         )
     advantage = normalise(torch.from_numpy(drawn.scores.total).float(), group, clip=5.0, spread_of="rollout").value
     samples = Samples(drawn.x0, torch.arange(count), group, advantage, drawn.path)

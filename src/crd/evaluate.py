@@ -15,7 +15,7 @@ from crd.models.policy import Policy, Weights
 from crd.objectives.terms import noised, velocity_distance
 from crd.processes import add_up, share_of
 from crd.rewards.protocol import RewardSet
-from crd.rollout import chunks, collect
+from crd.rollout import Sampling, chunks, collect
 from crd.seeding import noise
 
 DRIFT_SIGMAS = (0.25, 0.5, 0.75)
@@ -62,13 +62,8 @@ class Evaluator:
                 self.policy,
                 self.rewards,
                 [self.members[i] for i in ids],
-                sample_ids=ids,
-                step=0,
-                seed=settings.seed,
-                purpose="evaluation",
-                steps=settings.steps,
-                guidance_scale=guidance_scale,
-                batch_size=self.config.rollout.batch_size,
+                ids,
+                Sampling(settings.seed, "evaluation", settings.steps, self.config.rollout.batch_size, guidance_scale),
             )
         drift = self._drift(name, guidance_scale, drawn.x0, ids)
         columns = {**drawn.scores.parts, "reward": drawn.scores.total, "drift": drift}  # whatever a reward is called

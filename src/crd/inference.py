@@ -16,7 +16,7 @@ from crd.prompts import load_prompts
 from crd.report.pictures import save_grid
 from crd.rewards.named import resolve_reward
 from crd.rewards.protocol import NamedReward, RewardSet
-from crd.rollout import collect
+from crd.rollout import Sampling, collect
 from crd.run_folder import RunFolder
 
 
@@ -49,13 +49,8 @@ def sample_model(model: str, prompt: str, output: Path, count: int, steps: int, 
             policy,
             RewardSet([]),
             [group] * count,
-            sample_ids=list(range(count)),
-            step=0,
-            seed=seed,
-            purpose="sample",
-            steps=steps,
-            guidance_scale=guidance,
-            batch_size=config.rollout.batch_size,
+            list(range(count)),
+            Sampling(seed, "sample", steps, config.rollout.batch_size, guidance),
         )
     save_grid(drawn.pictures, count, output)
 

@@ -1,6 +1,5 @@
 """From prompts to latents, pictures and rewards."""
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,10 +11,28 @@ from PIL import Image
 from torch import Tensor
 
 from crd.batch import Conditioning, Path, PromptGroup
+from crd.config import CRDConfig
 from crd.models.policy import Policy
 from crd.rewards.protocol import RewardSet, Scores
 from crd.seeding import noise
 from crd.solvers import euler, euler_maruyama
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn; all noise is a function of (seed, round, purpose, sample id)."""
+
+    seed: int
+    purpose: str  # of the noise, so that rollouts and evaluations never share any
+    steps: int  # of the solver
+    batch_size: int  # pictures drawn, decoded and scored together
+    guidance_scale: float = 1.0
+    round: int = 0  # of a series of drawings, such as an epoch
+    sde_scale: float = 0.0  # above 0: the sampler adds noise at every step, and paths are kept
+
+    def noise(self, policy: Policy, sample_ids: list[int], part: str = "") -> Tensor:
+        shape = policy.model.latent_shape
+        return noise(shape, self.seed, self.round, f"{self.purpose}{part}", sample_ids).to(policy.device)
 
 
 @dataclass(frozen=True)
@@ -40,20 +57,24 @@ def draw_latents(policy: Policy, conditioning: Conditioning, start: Tensor, sigm
 
 
 @torch.no_grad()
-def draw_paths(
-    policy: Policy, conditioning: Conditioning, sigmas: Tensor, scale: float, purpose: str, draw: Callable[[str], Tensor]
-) -> Path:
-    """Takes the stochastic steps of the weights in use; ``draw(purpose)`` is their noise, at the start and at every step."""
+def draw_paths(policy: Policy, conditioning: Conditioning, sigmas: Tensor, sampling: Sampling, sample_ids: list[int]) -> Path:
+    """Takes the stochastic steps of the weights in use; their noise is drawn at the start and at every step."""
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         return policy.velocity(x, sigma, conditioning)
 
-    start = draw(purpose)
-    return euler_maruyama(velocity, start, sigmas.to(start.device), scale, lambda step: draw(f"{purpose}-sde-{step}"))
+    def draw(step: int) -> Tensor:
+        return sampling.noise(policy, sample_ids, f"-sde-{step}")
+
+    start = sampling.noise(policy, sample_ids)
+    return euler_maruyama(velocity, start, sigmas.to(start.device), sampling.sde_scale, draw)
 
 
-def _noise(policy: Policy, seed: int, step: int, sample_ids: list[int], purpose: str) -> Tensor:
-    return noise(policy.model.latent_shape, seed, step, purpose, sample_ids).to(policy.device)
+def rollout_sampling(config: CRDConfig, epoch: int) -> Sampling:
+    """How an epoch's pictures are drawn; only Flow-GRPO trains on the way and so needs a stochastic one."""
+    rollout = config.rollout
+    scale = config.flow_grpo.noise_scale if config.algorithm == "flow_grpo" else 0.0
+    return Sampling(config.seed, "rollout", rollout.steps, rollout.batch_size, rollout.guidance_scale, epoch, scale)
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
@@ -65,35 +86,24 @@ def collect(
     policy: Policy,
     rewards: RewardSet,
     prompts: list[PromptGroup],
-    *,
     sample_ids: list[int],
-    step: int,
-    seed: int,
-    purpose: str,
-    steps: int,
-    guidance_scale: float,
-    batch_size: int,
-    sde_scale: float = 0.0,
+    sampling: Sampling,
     progress: Callable[[int], Any] = lambda pictures: None,
 ) -> Drawn:
-    """Draws and scores one picture per entry of ``prompts``, whose noise is a function of (seed, step, purpose, sample id).
-
-    With ``sde_scale`` above 0 the sampler adds noise at every step, and the paths are kept.
-    """
+    """Draws and scores one picture per entry of ``prompts`` with the weights in use; ``progress`` is told how many were drawn."""
     if not prompts:  # a process may have none
         empty = torch.zeros(0, *policy.model.latent_shape, device=policy.device)
         return Drawn(empty, rewards.score([], [], []), [], 0.0)
     conditioning = policy.encode([prompt.text for prompt in prompts])
-    sigmas = policy.model.sigmas(steps)
+    sigmas = policy.model.sigmas(sampling.steps)
     latents, paths, pictures, scores, reward_seconds = [], [], [], [], 0.0
-    for part in chunks(len(prompts), batch_size):
-        draw = functools.partial(_noise, policy, seed, step, sample_ids[part])
+    for part in chunks(len(prompts), sampling.batch_size):
         here = conditioning.select(torch.arange(part.start, part.stop, device=policy.device))
-        if sde_scale > 0:
-            paths.append(draw_paths(policy, here, sigmas, sde_scale, purpose, draw))
+        if sampling.sde_scale > 0:
+            paths.append(draw_paths(policy, here, sigmas, sampling, sample_ids[part]))
             x0 = paths[-1].points[:, -1]
         else:
-            x0 = draw_latents(policy, here, draw(purpose), sigmas, guidance_scale)
+            x0 = draw_latents(policy, here, sampling.noise(policy, sample_ids[part]), sigmas, sampling.guidance_scale)
         images = policy.model.decode(x0)
         members, began = prompts[part], time.perf_counter()
         scores.append(rewards.score(images, [p.text for p in members], [p.metadata for p in members]))

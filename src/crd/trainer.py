@@ -28,7 +28,7 @@ from crd.recipe import dump_config
 from crd.report.pictures import save_grid
 from crd.report.result import write_result
 from crd.rewards.protocol import RewardFunction, RewardSet
-from crd.rollout import Drawn, collect
+from crd.rollout import Drawn, collect, rollout_sampling
 from crd.run_folder import RunFolder
 from crd.seeding import derive_seed
 from crd.step import TrainStep
@@ -177,21 +177,9 @@ class CRDTrainer:
             done += pictures
             bar.set_description(f"rollout {done}/{len(ids)}")
 
+        prompts = [groups[i // config.rollout.group_size] for i in ids]
         with self.policy.using("sampler"):
-            drawn = collect(
-                self.policy,
-                self.rewards,
-                [groups[i // config.rollout.group_size] for i in ids],
-                sample_ids=ids,
-                step=self.epoch,
-                seed=config.seed,
-                purpose="rollout",
-                steps=config.rollout.steps,
-                guidance_scale=config.rollout.guidance_scale,
-                batch_size=config.rollout.batch_size,
-                sde_scale=config.flow_grpo.noise_scale if config.algorithm == "flow_grpo" else 0.0,
-                progress=progress,
-            )
+            drawn = collect(self.policy, self.rewards, prompts, ids, rollout_sampling(config, self.epoch), progress)
         bar.set_description("training")
         return drawn
 
