@@ -38,7 +38,7 @@ def test_the_headline_differs_in_the_method_only():
     methods = {run.variant: run for run in runs if (run.task, run.seed) == ("ocr", 0)}
     for variant, run in methods.items():
         changed = {line.split(":")[0].split(".")[0] for line in differences(methods["crd"].config, run.config)}
-        assert changed <= {"algorithm", "objective", "awm", "anchor", "old", "sampler", "train"}, variant
+        assert changed <= {"algorithm", "objective", "awm", "flow_grpo", "rwr", "anchor", "old", "sampler", "train"}, variant
         assert run.config.rollout == methods["crd"].config.rollout
         assert run.config.evaluation == methods["crd"].config.evaluation
 

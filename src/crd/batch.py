@@ -7,23 +7,37 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the backbone is told about its prompts: token states and one pooled vector each."""
+    """What the backbone is told about its prompts: token states and, in some families, one pooled vector and a mask."""
 
     states: Float[Tensor, "p tokens width"]
-    pooled: Float[Tensor, "p pooled"]
+    pooled: Float[Tensor, "p pooled"] | None = None
+    mask: Bool[Tensor, "p tokens"] | None = None  # of the tokens that are there; None: all of them
 
     def select(self, index: Int[Tensor, "n"]) -> "Conditioning":
-        return Conditioning(self.states[index], self.pooled[index])
+        pooled = None if self.pooled is None else self.pooled[index]
+        return Conditioning(self.states[index], pooled, None if self.mask is None else self.mask[index])
 
     @staticmethod
     def cat(parts: "list[Conditioning]") -> "Conditioning":
-        return Conditioning(torch.cat([part.states for part in parts]), torch.cat([part.pooled for part in parts]))
+        """One below the other; prompts of families with a mask are padded with zeros to the longest."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        masks = [part.mask for part in parts if part.mask is not None]
+        if not masks:
+            return Conditioning(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
+        length = max(mask.shape[1] for mask in masks)
+        states = [pad(part.states, (0, 0, 0, length - part.states.shape[1])) for part in parts]
+        return Conditioning(
+            torch.cat(states),
+            torch.cat(pooled) if pooled else None,
+            torch.cat([pad(mask, (0, length - mask.shape[1])) for mask in masks]),
+        )
 
 
 @dataclass(frozen=True)

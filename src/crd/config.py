@@ -23,8 +23,10 @@ class ModelConfig(Section):
     """height of the pictures in pixels; none: the model's own"""
     width: int | None = Field(None, gt=0)
     """width of the pictures in pixels; none: the model's own"""
-    max_sequence_length: int | None = Field(None, ge=1, le=512)
-    """tokens of the T5 part of a prompt, as the pipeline's argument; none: its default of 256, but 1 for nano"""
+    max_sequence_length: int | None = Field(None, ge=1, le=1024)
+    """tokens of the long part of a prompt, the pipeline's argument of that name; none: its own default, but 1 for nano"""
+    distilled_guidance: float | None = Field(None, ge=0)
+    """guidance that a guidance-distilled backbone is told as a number (FLUX.1-dev); none: its pipeline's default"""
     lora_rank: int = Field(32, ge=1)
     """rank of the LoRA weights"""
     lora_alpha: float = Field(64, gt=0)
@@ -34,10 +36,9 @@ class ModelConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the frozen weights and of autocast; auto: bfloat16 on a GPU that has it, else float32"""
 
-    @property
-    def t5_tokens(self) -> int:
-        """``max_sequence_length``, or what it is if it is left open."""
-        return self.max_sequence_length or (1 if self.path == "nano" else 256)
+    def sequence_length(self, default: int) -> int:
+        """``max_sequence_length``, or a family's default if it is left open."""
+        return self.max_sequence_length or (1 if self.path == "nano" else default)
 
 
 class PromptConfig(Section):
@@ -63,6 +64,10 @@ class RolloutConfig(Section):
     """K, pictures per prompt and epoch; at least 2, since rewards are centered within a prompt"""
     steps: int = Field(10, ge=1)
     """solver steps of a rollout"""
+    solver: Literal["euler", "dpmsolver++", "unipc"] = "euler"
+    """of rollouts, on the noise levels of the pipeline's own scheduler: first order, or second order of diffusers"""
+    shift: float | None = Field(None, gt=0)
+    """time shift of the rollout's noise levels (flow schedulers only); none: the pipeline's own"""
     guidance_scale: float = Field(1.0, ge=1)
     """classifier-free guidance of rollouts; 1: none, as published"""
     batch_size: int = Field(32, ge=1)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from crd.config import CRDConfig
 from crd.models.policy import Policy
 from crd.rewards.protocol import RewardSet, Scores
 from crd.seeding import noise
-from crd.solvers import euler, euler_maruyama
+from crd.solvers import SOLVERS, Solver, euler, euler_maruyama
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Sampling:
     batch_size: int  # pictures drawn, decoded and scored together
     guidance_scale: float = 1.0
     round: int = 0  # of a series of drawings, such as an epoch
+    solver: Solver = euler
+    shift: float | None = None  # time shift of the noise levels; None: the pipeline's own
     sde_scale: float = 0.0  # above 0: the sampler adds noise at every step, and paths are kept
 
     def noise(self, policy: Policy, sample_ids: list[int], part: str = "") -> Tensor:
@@ -42,18 +45,20 @@ class Drawn:
     x0: Tensor  # (n, ...) float32 clean latents on the device
     scores: Scores
     pictures: list[Image.Image]
-    reward_seconds: float  # of the time it took
+    reward_seconds: float  # waited for after the last picture; the rest is hidden behind the drawing
     path: Path | None = None  # of stochastic rollouts
 
 
 @torch.no_grad()
-def draw_latents(policy: Policy, conditioning: Conditioning, start: Tensor, sigmas: Tensor, guidance_scale: float) -> Tensor:
-    """Solves the ODE of the weights in use from noise ``start (n, ...)``; equals the pipeline's own sampling."""
+def draw_latents(
+    policy: Policy, conditioning: Conditioning, noise: Tensor, sigmas: Tensor, guidance_scale: float, solver: Solver = euler
+) -> Tensor:
+    """Solves the ODE of the weights in use from ``noise (n, ...)``; with Euler steps it equals the pipeline's own sampling."""
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         return policy.velocity(x, sigma, conditioning, guidance_scale)
 
-    return euler(velocity, start, sigmas.to(start.device))
+    return solver(velocity, policy.model.start(noise, sigmas), sigmas.to(noise.device))
 
 
 @torch.no_grad()
@@ -66,7 +71,7 @@ def draw_paths(policy: Policy, conditioning: Conditioning, sigmas: Tensor, sampl
     def draw(step: int) -> Tensor:
         return sampling.noise(policy, sample_ids, f"-sde-{step}")
 
-    start = sampling.noise(policy, sample_ids)
+    start = policy.model.start(sampling.noise(policy, sample_ids), sigmas)
     return euler_maruyama(velocity, start, sigmas.to(start.device), sampling.sde_scale, draw)
 
 
@@ -74,7 +79,17 @@ def rollout_sampling(config: CRDConfig, epoch: int) -> Sampling:
     """How an epoch's pictures are drawn; only Flow-GRPO trains on the way and so needs a stochastic one."""
     rollout = config.rollout
     scale = config.flow_grpo.noise_scale if config.algorithm == "flow_grpo" else 0.0
-    return Sampling(config.seed, "rollout", rollout.steps, rollout.batch_size, rollout.guidance_scale, epoch, scale)
+    return Sampling(
+        seed=config.seed,
+        purpose="rollout",
+        steps=rollout.steps,
+        batch_size=rollout.batch_size,
+        guidance_scale=rollout.guidance_scale,
+        round=epoch,
+        solver=SOLVERS[rollout.solver],
+        shift=rollout.shift,
+        sde_scale=scale,
+    )
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
@@ -95,23 +110,31 @@ def collect(
         empty = torch.zeros(0, *policy.model.latent_shape, device=policy.device)
         return Drawn(empty, rewards.score([], [], []), [], 0.0)
     conditioning = policy.encode([prompt.text for prompt in prompts])
-    sigmas = policy.model.sigmas(sampling.steps)
-    latents, paths, pictures, scores, reward_seconds = [], [], [], [], 0.0
-    for part in chunks(len(prompts), sampling.batch_size):
-        here = conditioning.select(torch.arange(part.start, part.stop, device=policy.device))
-        if sampling.sde_scale > 0:
-            paths.append(draw_paths(policy, here, sigmas, sampling, sample_ids[part]))
-            x0 = paths[-1].points[:, -1]
-        else:
-            x0 = draw_latents(policy, here, sampling.noise(policy, sample_ids[part]), sigmas, sampling.guidance_scale)
-        images = policy.model.decode(x0)
-        members, began = prompts[part], time.perf_counter()
-        scores.append(rewards.score(images, [p.text for p in members], [p.metadata for p in members]))
-        reward_seconds += time.perf_counter() - began
-        latents.append(x0)
-        pictures += images
-        progress(len(images))
-    return Drawn(torch.cat(latents), join_scores(scores), pictures, reward_seconds, _join_paths(paths))
+    sigmas = policy.model.sigmas(sampling.steps, sampling.shift)
+    latents, paths, pictures, pending = [], [], [], []
+    with ThreadPoolExecutor(max_workers=1) as scorer:  # a batch is scored while the next one is drawn
+        for part in chunks(len(prompts), sampling.batch_size):
+            here = conditioning.select(torch.arange(part.start, part.stop, device=policy.device))
+            if sampling.sde_scale > 0:
+                paths.append(draw_paths(policy, here, sigmas, sampling, sample_ids[part]))
+                x0 = paths[-1].points[:, -1]
+            else:
+                start = sampling.noise(policy, sample_ids[part])
+                x0 = draw_latents(policy, here, start, sigmas, sampling.guidance_scale, sampling.solver)
+            images = policy.model.decode(x0)
+            pending.append(scorer.submit(_score, rewards, images, prompts[part]))
+            latents.append(x0)
+            pictures += images
+            progress(len(images))
+        began = time.perf_counter()
+        scored = [future.result() for future in pending]
+    waited = time.perf_counter() - began
+    return Drawn(torch.cat(latents), join_scores(scored), pictures, waited, _join_paths(paths))
+
+
+@torch.no_grad()  # of the thread that scores
+def _score(rewards: RewardSet, images: list[Image.Image], prompts: list[PromptGroup]) -> Scores:
+    return rewards.score(images, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
 
 
 def _join_paths(parts: list[Path]) -> Path | None:

@@ -39,7 +39,7 @@ class TrainStep:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
         )
-        sigmas = policy.model.sigmas(config.rollout.steps)
+        sigmas = policy.model.sigmas(config.rollout.steps, config.rollout.shift)
         self.grid = sigmas[:-1]  # where the rollout evaluates the velocity
         self.points = sigmas.to(policy.device)
         self.spread = spreads(self.points, config.flow_grpo.noise_scale)

@@ -22,6 +22,7 @@ from crd.evaluate import Evaluation, Evaluator
 from crd.given import Prompts, as_given, check_targets, judges, named_rewards, prompt_set
 from crd.interrupt import StopRequest
 from crd.log import Record, logger, read_record
+from crd.models.family import check_guidance
 from crd.models.load import load_policy
 from crd.processes import add_up, peak_memory_mib, share_of, split
 from crd.recipe import dump_config
@@ -70,6 +71,7 @@ class CRDTrainer:
         self.accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output_dir)
         torch.manual_seed(derive_seed(config.seed, "lora-init"))
         self.policy = load_policy(model or config.model.path, config.model, self.accelerator.device)
+        check_guidance(self.policy.model, config)
         if config.train.gradient_checkpointing:
             self.policy.model.backbone.enable_gradient_checkpointing()
         self.step = TrainStep(self.policy, config, self.accelerator)

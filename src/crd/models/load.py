@@ -5,13 +5,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
 from crd.config import ModelConfig
 from crd.errors import CRDError
+from crd.models.families import open_family
 from crd.models.policy import Policy
-from crd.models.sd3 import SD3
 
 
 def nano_folder() -> Path:
@@ -50,10 +50,8 @@ def load_pipeline(path: str, dtype: torch.dtype) -> DiffusionPipeline:
 def load_policy(model: str | DiffusionPipeline, config: ModelConfig, device: torch.device) -> Policy:
     """The policy over a pipeline of a supported class."""
     pipeline = load_pipeline(model, load_precision(config.precision, device)) if isinstance(model, str) else model
-    if not isinstance(pipeline, StableDiffusion3Pipeline):
-        raise CRDError(f"model.path: {type(pipeline).__name__} is not supported; supported is StableDiffusion3Pipeline.")
-    dtype = pipeline.transformer.dtype  # of a pipeline that was handed over, its own
-    family = SD3(pipeline, height=config.height, width=config.width, max_sequence_length=config.t5_tokens)
+    family = open_family(pipeline, config)
+    dtype = family.backbone.dtype  # of a pipeline that was handed over, its own
     return Policy(
         family,
         rank=config.lora_rank,

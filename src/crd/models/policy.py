@@ -15,8 +15,8 @@ from torch import Tensor
 
 from crd.batch import Conditioning
 from crd.errors import CRDError
-from crd.flow import guide, widen
-from crd.models.sd3 import SD3
+from crd.flow import widen
+from crd.models.family import Family
 
 #: trained; moving reference in R; draws the rollouts; the frozen pretrained model (no adapter at all)
 Weights = Literal["student", "old", "sampler", "pretrained"]
@@ -31,7 +31,14 @@ class Policy:
     """
 
     def __init__(
-        self, model: SD3, *, rank: int, alpha: float, targets: Sequence[str], device: torch.device, autocast: torch.dtype | None
+        self,
+        model: Family,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str],
+        device: torch.device,
+        autocast: torch.dtype | None,
     ):
         self.model, self.device, self._autocast = model, device, autocast
         model.pipeline.to(device)
@@ -110,7 +117,7 @@ class Policy:
                 return conditional
             empty = self.encode([""]).select(torch.zeros(len(x), dtype=torch.long, device=x.device))
             unconditional = widen(self.model.velocity(x, sigma, empty))
-        return guide(unconditional, conditional, guidance_scale)
+        return self.model.guide(unconditional, conditional, guidance_scale)
 
     # --------------------------------------------------------------------------------------- files
 

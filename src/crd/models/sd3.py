@@ -7,8 +7,9 @@ from PIL import Image
 from torch import Tensor
 
 from crd.batch import Conditioning
-from crd.errors import CRDError
-from crd.flow import TIMESTEPS
+from crd.config import ModelConfig
+from crd.flow import TIMESTEPS, guide
+from crd.models.common import flow_scheduler, picture_size, unknown_words
 
 #: the attention projections of both streams, as published (theory, section 8)
 LORA_TARGETS = (
@@ -30,18 +31,16 @@ class SD3:
     prompt, which the pipeline fills with zeros where there is no T5.
     """
 
-    lora_targets = LORA_TARGETS
+    text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+    has_unconditional = True
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, *, height: int | None, width: int | None, max_sequence_length: int):
+    def __init__(self, pipeline: StableDiffusion3Pipeline, config: ModelConfig):
         self.pipeline = pipeline
         self.backbone = pipeline.transformer
-        default = pipeline.default_sample_size * pipeline.vae_scale_factor
-        self.height, self.width = height or default, width or default
-        multiple = pipeline.vae_scale_factor * pipeline.patch_size
-        for name, pixels in (("model.height", self.height), ("model.width", self.width)):
-            if pixels % multiple:
-                raise CRDError(f"{name} is {pixels}, but this model needs a multiple of {multiple} pixels.")
-        self.max_sequence_length = max_sequence_length
+        factor = pipeline.vae_scale_factor
+        self.height, self.width = picture_size(config, pipeline.default_sample_size * factor, factor * pipeline.patch_size)
+        self.max_sequence_length = config.sequence_length(256)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -50,7 +49,6 @@ class SD3:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
-        """Encodes prompts as the pipeline does; one row each."""
         states, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=prompts,
             prompt_2=None,
@@ -61,16 +59,10 @@ class SD3:
         return Conditioning(states, pooled)
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words that the first tokenizer maps to its unknown token (tokenizers with byte fallback have none)."""
-        tokenizer = self.pipeline.tokenizer
-        if tokenizer.unk_token_id in (None, tokenizer.eos_token_id):
-            return []
-        words = prompt.replace('"', " ").split()
-        return [w for w in words if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False).input_ids]
+        return unknown_words(self.pipeline.tokenizer, prompt)
 
-    def sigmas(self, steps: int) -> Tensor:
-        """The scheduler's own noise levels for that many steps, float32 ``(steps + 1,)``, the last one 0."""
-        scheduler = self.pipeline.scheduler
+    def sigmas(self, steps: int, shift: float | None = None) -> Tensor:
+        scheduler = flow_scheduler(self.pipeline.scheduler, shift)
         extra = {}
         if scheduler.config.get("use_dynamic_shifting", None):
             _, rows, columns = self.latent_shape
@@ -85,8 +77,10 @@ class SD3:
         retrieve_timesteps(scheduler, steps, "cpu", **extra)
         return scheduler.sigmas.float()
 
+    def start(self, noise: Tensor, sigmas: Tensor) -> Tensor:
+        return noise
+
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Velocity ``(b, ...)`` of the backbone with whatever weights are active; ``sigma (b,)``."""
         return self.backbone(
             hidden_states=x,
             timestep=sigma.float() * TIMESTEPS,
@@ -95,16 +89,17 @@ class SD3:
             return_dict=False,
         )[0]
 
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        return guide(unconditional, conditional, scale)
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Latents to PIL pictures, exactly as the pipeline does."""
         vae = self.pipeline.vae
         scaled = latents / vae.config.scaling_factor + vae.config.shift_factor
         decoded = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
         return self.pipeline.image_processor.postprocess(decoded, output_type="pil")
 
     def save_lora(self, folder: str, layers: dict[str, Tensor], metadata: dict) -> None:
-        """Writes ``pytorch_lora_weights.safetensors`` by the pipeline's own saver."""
         StableDiffusion3Pipeline.save_lora_weights(
             folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata
         )

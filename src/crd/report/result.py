@@ -89,7 +89,7 @@ def loading_lines(folder: RunFolder, config: CRDConfig) -> list[str]:
     without = "".join(f", {name}=None" for name in ("text_encoder_3", "tokenizer_3") if name in absent)
     prompt = json.loads((folder.path / "evaluation_prompts.json").read_text())[0]
     call = f"num_inference_steps={config.evaluation.steps}, guidance_scale={config.evaluation.guidance_scale:g}"
-    call += f", max_sequence_length={config.model.t5_tokens}"
+    call += f", max_sequence_length={config.model.sequence_length(256)}"
     return [
         f'pipe = diffusers.StableDiffusion3Pipeline.from_pretrained("{model}"{without})',
         f'pipe.load_lora_weights("{Path(folder.path).resolve()}")',
