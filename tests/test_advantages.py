@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from crd.advantages import normalise
+from crd.advantages import combine, normalise
 
 
 def reference(r, k, clip, spread_of):
@@ -47,3 +47,33 @@ def test_equal_rewards_are_counted_as_zero_spread():
     got = normalise(torch.tensor([0.5, 0.5, 0.1, 0.9]), torch.tensor([0, 0, 1, 1]), clip=5.0, spread_of="rollout")
     assert got.zero_spread == 0.5
     torch.testing.assert_close(got.value[:2], torch.tensor([0.5, 0.5]))
+
+
+def test_combined_advantages_against_a_loop():
+    """Two rewards of very different scales, one of which does not apply everywhere, and one failure."""
+    rng = np.random.default_rng(1)
+    parts = np.stack([rng.normal(size=12), 1000 * rng.normal(size=12)])
+    parts[1, 8:] = np.nan  # the second does not apply to the third prompt
+    total = np.nansum(parts, 0)
+    total[5] = parts[0, 5] = np.nan  # the first has failed there
+    weights, group = [0.5, 2.0], np.arange(12) // 4
+    expected = np.zeros(12)
+    for part, weight in zip(parts, weights, strict=True):
+        known = ~np.isnan(part) & ~np.isnan(total)
+        for i in np.flatnonzero(known):
+            fellows = part[known & (group == group[i])]
+            expected[i] += weight * (part[i] - fellows.mean()) / (part[known].std() + 1e-4)
+    expected[5] = np.nan
+    got = combine(
+        torch.tensor(parts), torch.tensor(weights), torch.tensor(total), torch.from_numpy(group), spread_of="rollout"
+    ).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-9)
+
+
+def test_combining_advantages_does_not_depend_on_a_rewards_scale():
+    rng = np.random.default_rng(2)
+    parts, group = torch.tensor(rng.normal(size=(2, 12))), torch.arange(12) // 4
+    scaled = parts * torch.tensor([[1.0], [1e6]])
+    weights = torch.tensor([1.0, 1.0])
+    a, b = (combine(p, weights, p.sum(0), group, spread_of="prompt") for p in (parts, scaled))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

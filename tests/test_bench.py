@@ -25,7 +25,7 @@ from crd.bench.statistics import T_975, Interval, mean_interval, paired_differen
 from crd.bench.suite import budget_epochs, load_suite, merged, suite_runs, task_config
 from crd.errors import CRDError
 from crd.log import read_record
-from crd.plan import forwards_per_epoch
+from crd.plan.counts import forwards_per_epoch
 from crd.recipe import dump_config
 from crd.trainer import CRDTrainer
 

@@ -101,11 +101,11 @@ def test_train_report_eval_and_sample(recipe, crd, tmp_path):
     size = ("--count", 2, "--pictures", 2, "--steps", 3)
     code, printed = crd("eval", run, *reward, *size, "--output", tmp_path / "scores")
     assert code == 0, printed
-    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())["suites"]["prompts"]["metrics"]
     last = json.loads(metrics.splitlines()[-1])
     assert scores["reward"] == pytest.approx(last["reward"], abs=1e-6)  # the same weights, prompts and seeds
     assert scores["drift"] == pytest.approx(last["drift"], rel=1e-4)
-    assert (tmp_path / "scores" / "grid.png").stat().st_size > 0
+    assert (tmp_path / "scores" / "prompts.png").stat().st_size > 0
 
     code, printed = crd("sample", run, "a red square", "-o", tmp_path / "new" / "x.png", "--count", 2, "--steps", 2)
     assert code == 0 and "wrote" in printed

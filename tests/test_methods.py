@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from test_processes import train as train_in_processes
+from several import on_processes
 from tiny import redness, tiny_config, tiny_pipeline
+from train_tiny import same, train_tiny
 
 from crd import CRDTrainer
 from crd.batch import Path, Samples
@@ -278,12 +279,9 @@ def test_two_processes_equal_one(tmp_path, algorithm):
         "train": {"steps_per_epoch": 1, "epochs": 2},
         "evaluation": {"every": 2, "prompts": 1, "pictures_per_prompt": 1, "before": False},
     }
-    rows_one, weights_one = train_in_processes(tmp_path / "one", sections, 1)
-    rows_two, weights_two = train_in_processes(tmp_path / "two", sections, 2)
-    assert [r["reward"] for r in rows_one] == pytest.approx([r["reward"] for r in rows_two], rel=1e-4)
-    start = math.sqrt(sum((w**2).sum() for w in weights_one.values()))
-    apart = math.sqrt(sum(((weights_one[k] - weights_two[k]) ** 2).sum() for k in weights_one))
-    assert apart < 1e-4 * start
+    on_processes(1, train_tiny, tmp_path / "one", sections)
+    on_processes(2, train_tiny, tmp_path / "two", sections)
+    same(tmp_path / "one", tmp_path / "two")
 
 
 #: settings that differ, and the rise to expect in deviations of the first rewards; Flow-GRPO's gradient is the noisier one

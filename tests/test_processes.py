@@ -2,59 +2,73 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from several import free_port, on_processes
+from train_tiny import same, train_tiny
 
-from crd.log import read_record
 from crd.processes import split
 
 HERE = Path(__file__).parent
-
-
-def train(folder, sections, processes):
-    command = [sys.executable]
-    if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
-    command += [str(HERE / "train_tiny.py"), str(folder), json.dumps(sections)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return read_record(folder / "metrics.jsonl"), load_file(folder / "pytorch_lora_weights.safetensors")
-
 
 SPLITS = {
     "groups whole": {"rollout": {"prompts_per_epoch": 4, "group_size": 3}, "train": {"steps_per_epoch": 2, "epochs": 2}},
     "groups split": {"rollout": {"prompts_per_epoch": 3, "group_size": 3}, "train": {"steps_per_epoch": 1, "epochs": 2}},
 }
+COMMON = {"reward_failure_limit": 1.0, "evaluation": {"every": 2, "prompts": 3, "pictures_per_prompt": 1}}
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_two_processes_equal_one(tmp_path, name):
-    sections = {**SPLITS[name], "evaluation": {"every": 2, "prompts": 3, "pictures_per_prompt": 1}}
-    rows_one, weights_one = train(tmp_path / "one", sections, 1)
-    rows_two, weights_two = train(tmp_path / "two", sections, 2)
-    assert len(rows_one) == len(rows_two)
-    for a, b in zip(rows_one, rows_two, strict=True):
-        assert a.keys() == b.keys()
-        for key, value in a.items():
-            if isinstance(value, float):
-                # R is here a difference of nearly equal float32 errors, and its correlation magnifies their rounding
-                tolerance = 2e-2 if key == "matching_correlation" else 2e-5
-                assert b[key] == pytest.approx(value, rel=2e-3, abs=tolerance), key
-            else:
-                assert b[key] == value
-    start = np.sqrt(sum((w**2).sum() for w in weights_one.values()))
-    apart = np.sqrt(sum(((weights_one[k] - weights_two[k]) ** 2).sum() for k in weights_one))
-    assert apart < 1e-4 * start
+@pytest.mark.parametrize("reward", ["redness", "some_fail"])
+def test_two_processes_equal_one(tmp_path, name, reward):
+    sections = {**SPLITS[name], **COMMON}
+    on_processes(1, train_tiny, tmp_path / "one", sections, reward)
+    on_processes(2, train_tiny, tmp_path / "two", sections, reward)
+    same(tmp_path / "one", tmp_path / "two")
+
+
+def test_launched_by_torchrun(tmp_path):
+    sections = {**SPLITS["groups split"], **COMMON}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    command += [str(HERE / "train_tiny.py"), str(tmp_path / "two"), json.dumps(sections)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "sharded: False" in done.stdout
+    on_processes(1, train_tiny, tmp_path / "one", sections)
+    same(tmp_path / "one", tmp_path / "two")
+
+
+def train_without_shared_files(folder, sections):
+    """As on two nodes with file systems of their own: each process has another folder under the same name."""
+    return train_tiny(f"{folder}-{os.environ.get('RANK', '0')}", sections)
+
+
+def test_only_the_main_process_needs_the_folder(tmp_path):
+    def sections(epochs):
+        return {"train": {"epochs": epochs}, "evaluation": {"before": False, "every": 1, "prompts": 1}}
+
+    on_processes(1, train_without_shared_files, tmp_path / "smooth", sections(2))
+    on_processes(2, train_without_shared_files, tmp_path / "run", sections(1))
+    on_processes(2, train_without_shared_files, tmp_path / "run", sections(2))
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["run-0", "smooth-0"]
+    same(tmp_path / "smooth-0", tmp_path / "run-0")
+
+
+def alone_after_all(folder):
+    from crd.errors import CRDError
+
+    os.environ["WORLD_SIZE"] = "2"
+    with pytest.raises(CRDError, match=r"2 processes were launched.*ACCELERATE_USE_CPU=true"):
+        train_tiny(folder, {})
+
+
+def test_launched_processes_that_do_not_know_of_each_other(tmp_path):
+    on_processes(1, alone_after_all, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_split_covers_everything_once():

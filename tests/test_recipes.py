@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crd.bench.suite import load_suite, suite_runs
-from crd.plan import forwards_per_epoch
+from crd.plan.counts import forwards_per_epoch
 from crd.recipe import differences, dump_config, load_config
 
 ROOT = Path(__file__).parent.parent

@@ -1,5 +1,6 @@
 """From raw rewards to the normalised ones that objectives use (theory, section 7)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,11 +37,36 @@ def normalise(rewards: Float[Tensor, "n"], group: Int[Tensor, "n"], *, clip: flo
     _, dense = group[valid].unique(return_inverse=True)
     r = rewards[valid].double()
     deviation = r - group_mean(r, dense)
-    if spread_of == "rollout":
-        spread = r.std(correction=0)
-    else:
-        spread = group_mean(deviation.square(), dense).sqrt()
-    scaled = (deviation / (spread + SPREAD_FLOOR)).clamp(-clip, clip)
+    scaled = (deviation / _spread(r, deviation, dense, spread_of)).clamp(-clip, clip)
     value[valid] = (scaled / (2 * clip) + 0.5).to(value.dtype)
     largest = torch.zeros(int(dense.max()) + 1, dtype=r.dtype).scatter_reduce(0, dense, deviation.abs(), "amax")
     return Advantages(value, valid, zero_spread=float((largest <= 1e-9).double().mean()))
+
+
+def combine(
+    parts: Float[Tensor, "rewards n"],
+    weights: Float[Tensor, "rewards"],
+    total: Float[Tensor, "n"],
+    group: Int[Tensor, "n"],
+    *,
+    spread_of: SpreadOf,
+) -> Float[Tensor, "n"]:
+    """Weighted sum of each reward's own advantage (GDPO), so that no reward drowns another by its scale; NaN where ``total`` is.
+
+    A reward that does not apply to a picture (NaN in its part, but not in ``total``) adds nothing there.
+    """
+    valid = ~total.isnan()
+    whole = torch.zeros_like(total, dtype=torch.float64)
+    for part, weight in zip(parts, weights, strict=True):
+        known = valid & ~part.isnan()
+        if known.any():
+            _, dense = group[known].unique(return_inverse=True)
+            r = part[known].double()
+            deviation = r - group_mean(r, dense)
+            whole[known] += weight * deviation / _spread(r, deviation, dense, spread_of)
+    return torch.where(valid, whole, math.nan).to(total.dtype)
+
+
+def _spread(r: Tensor, deviation: Tensor, group: Tensor, spread_of: SpreadOf) -> Tensor:
+    spread = r.std(correction=0) if spread_of == "rollout" else group_mean(deviation.square(), group).sqrt()
+    return spread + SPREAD_FLOOR

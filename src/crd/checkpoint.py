@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from crd.errors import CRDError
@@ -83,6 +85,18 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path / "state.safetensors"), facts
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CRDError(f"the checkpoint {path} cannot be read: {type(error).__name__}: {error}. {hint}") from error
+
+
+def pack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
+    """Tensors and facts as one message from process to process."""
+    text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+    return to_bytes({**tensors, "facts": text})
+
+
+def unpack(message: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of :func:`pack`."""
+    tensors = from_bytes(message)
+    return tensors, json.loads(tensors.pop("facts").numpy().tobytes())
 
 
 def _digest(path: Path, facts: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ import typer
 
 from crd.bench.cli import bench
 from crd.errors import CRDError
+from crd.export import Form
+from crd.prompt_sets.cli import prompts
 
 app = typer.Typer(
     help="Centered Reward Distillation: fine-tune text-to-image diffusion and flow models with rewards.",
@@ -21,6 +23,7 @@ app = typer.Typer(
 nano = typer.Typer(help="The embedded nano world and its base model.", no_args_is_help=True)
 app.add_typer(nano, name="nano")
 app.add_typer(bench, name="bench")
+app.add_typer(prompts, name="prompts")
 
 Overrides = Annotated[
     list[str] | None,
@@ -39,7 +42,7 @@ def train(
 
     config = load_config(recipe, overrides or [])
     if dry_run:
-        from crd.plan import plan_lines
+        from crd.plan.lines import plan_lines
 
         typer.echo(dump_config(config))
         typer.echo("\n".join(plan_lines(config)))
@@ -50,6 +53,20 @@ def train(
     summary = folder / "summary.json"
     if summary.exists():
         _show(json.loads(summary.read_text()), folder)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="a YAML recipe")],
+    overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option(help="plan for this GPU, e.g. h100, rtx-4090  [default: this machine]")] = None,
+    utilisation: Annotated[float, typer.Option(help="share of the GPU's stated speed that is reached", min=0.01, max=1)] = 0.35,
+) -> None:
+    """Count what a run will cost: parameters, memory by part, operations, time; whether it fits, and which setting to change."""
+    from crd.plan.lines import plan_lines
+    from crd.recipe import load_config
+
+    typer.echo("\n".join(plan_lines(load_config(recipe, overrides or []), gpu, utilisation)))
 
 
 @app.command()
@@ -74,21 +91,41 @@ def report(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="a finished run, 'nano', a diffusers folder or a hub id")],
-    prompts: Annotated[str, typer.Option(help="prompt file or nano/TASK/SPLIT")] = "nano/text/heldout",
-    reward: Annotated[list[str] | None, typer.Option(help="rewards to report, by name; repeatable")] = None,
-    count: Annotated[int, typer.Option(help="prompts to use, the first ones", min=1)] = 50,
+    suite: Annotated[list[str] | None, typer.Option(help="geneval, ocr, geneval-nano, ocr-nano; several with commas")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="instead of a suite: prompt file or nano/TASK/SPLIT  [default: the run's held-out prompts]")
+    ] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="rewards for --prompts, by name; several with commas  [default: the run's]")
+    ] = None,
+    judges: Annotated[list[str] | None, typer.Option(help="further scores to show, by name; several with commas")] = None,
+    options: Annotated[str, typer.Option(help='options of these scores as JSON, e.g. \'{"ocr": {"detect": true}}\'')] = "{}",
+    lora: Annotated[Path | None, typer.Option(help="LoRA file of diffusers, or its folder, to put on the model")] = None,
+    count: Annotated[int | None, typer.Option(help="prompts to use, the first ones  [default: all]", min=1)] = None,
     pictures: Annotated[int, typer.Option(help="pictures per prompt", min=1)] = 4,
     steps: Annotated[int, typer.Option(help="solver steps", min=1)] = 28,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance scale; 1: none", min=1)] = 1.0,
     seed: Annotated[int, typer.Option(help="of the pictures")] = 1234,
-    output: Annotated[Path | None, typer.Option(help="folder for metrics.json and grid.png")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="pictures drawn and scored together  [default: the run's, or 32]", min=1)
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="pixels  [default: the run's or the model's]", min=1)] = None,
+    width: Annotated[int | None, typer.Option(help="as --height", min=1)] = None,
+    output: Annotated[Path | None, typer.Option(help="folder for metrics.json and a grid of pictures per suite")] = None,
 ) -> None:
-    """Score a model or a run on prompts: rewards, drift from the guided pretrained model, diversity."""
-    from crd.inference import evaluate_model
+    """Score a model or a run: rewards with 95 % intervals, judges, drift from the guided pretrained model, diversity."""
+    from accelerate import PartialState
 
-    names = reward or ["ocr", "ocr_exact"]
-    metrics = evaluate_model(model, prompts, names, count, pictures, steps, guidance, seed, output)
-    typer.echo(json.dumps(metrics, indent=1))
+    from crd.model_source import find_model
+    from crd.suite_run import Drawing, evaluate_suites
+    from crd.suites import chosen_suites
+
+    source = find_model(model, lora)
+    suites = chosen_suites(source.config, _listed(suite), prompts, _listed(reward), _listed(judges), options)
+    drawing = Drawing(count, pictures, steps, guidance, seed, batch_size, height, width)
+    for scores in evaluate_suites(source, suites, drawing, output):
+        if PartialState().is_main_process:
+            typer.echo("\n" + "\n".join(scores.table()))
 
 
 @app.command()
@@ -109,12 +146,56 @@ def sample(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    to: Annotated[Form, typer.Option(help="LoRA file of diffusers; whole pipeline with the LoRA merged; LoRA file for ComfyUI")],
+    output: Annotated[Path | None, typer.Option(help="new folder to write  [default: RUN/export/FORM]")] = None,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="upload to this model repository, made if new")] = None,
+    private: Annotated[bool, typer.Option("--private", help="make the repository private; a public one is refused")] = False,
+) -> None:
+    """Write the result of a run with its model card, to keep, to give away or to upload."""
+    from crd.export.export import export_run
+
+    folder = export_run(run, to, output, push_to_hub, private)
+    typer.echo(f"wrote {folder}; its README.md says how to load it" + (f"; uploaded to {push_to_hub}" if push_to_hub else ""))
+
+
+@app.command()
 def settings() -> None:
     """List every setting of a recipe with its default and meaning."""
     from crd.config import CRDConfig
     from crd.recipe import describe
 
     typer.echo("\n".join(describe(CRDConfig)))
+
+
+@app.command("serve-reward")
+def serve_reward(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="rewards as recipes name them; each is served at /NAME")],
+    options: Annotated[str, typer.Option(help='their options as JSON, e.g. \'{"ocr": {"detect": true}}\'')] = "{}",
+    host: Annotated[str, typer.Option(help="address to listen on; if not loopback, add --expose and a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on; 0: a free one", min=0, max=65535)] = 8400,
+    expose: Annotated[bool, typer.Option("--expose", help="let other machines in")] = False,
+    token_file: Annotated[Path | None, typer.Option(help="file with the bearer token, mode 600")] = None,
+    token_env: Annotated[str | None, typer.Option(help="environment variable with the bearer token")] = None,
+    requests: Annotated[int, typer.Option(help="requests received, waiting or scored at once; more get 429", min=1)] = 8,
+) -> None:
+    """Score pictures for runs in other processes or on other machines; see docs/remote-rewards.md."""
+    from crd.rewards.remote.serve import serve
+
+    serve(names, options, host, port, expose, token_file, token_env, requests)
+
+
+@app.command("convert-geneval-detector")
+def convert_geneval_detector(
+    checkpoint: Annotated[Path, typer.Argument(help="mmdetection 2.x's .pth file of GenEval's detector")],
+    folder: Annotated[Path, typer.Argument(help="folder to write: the `detector` option of the reward geneval")],
+) -> None:
+    """Convert the weights of the GenEval benchmark's detector to transformers; see docs/rewards.md."""
+    from crd.rewards.geneval.convert_mmdet import convert_checkpoint
+
+    convert_checkpoint(checkpoint, folder)
+    typer.echo(f"wrote {folder}")
 
 
 @nano.command("build")
@@ -155,6 +236,11 @@ def nano_judges(
     from crd.nano.judges.build import build_judges, judges_config
 
     typer.echo(json.dumps(build_judges(judges_config(seed, steps), output), indent=1))
+
+
+def _listed(values: list[str] | None) -> list[str]:
+    """What an option names that can be repeated and can hold several names with commas."""
+    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
 
 
 def _show(summary: dict, folder: Path) -> None:

@@ -35,6 +35,16 @@ class ModelConfig(Section):
     """endings of the names of the modules that get LoRA weights; none: the attention projections"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the frozen weights and of autocast; auto: bfloat16 on a GPU that has it, else float32"""
+    int8: bool = False
+    """keep the frozen matrices of the backbone's blocks in 8 bits (torchao): half the memory of bfloat16"""
+    compile: bool = False
+    """compile the backbone's blocks (torch.compile): a minute at the start, faster steps on a GPU"""
+    idle_on_host: bool = True
+    """on a GPU: text encoders and VAE wait in host memory while they are not used"""
+    prompt_cache_MiB: int = Field(1024, ge=1)
+    """prompt embeddings kept on the device, MiB; the least recently used leave first"""
+    prompt_cache_folder: Path | None = None
+    """folder that keeps prompt embeddings of big sets (SD3: 3 MB each in bfloat16); none: they are encoded again if needed"""
 
     def sequence_length(self, default: int) -> int:
         """``max_sequence_length``, or a family's default if it is left open."""
@@ -50,11 +60,13 @@ class PromptConfig(Section):
 
 class RewardConfig(Section):
     name: str
-    """ocr, ocr_exact, blue, package.module:function, or file.py:function"""
+    """a built-in one (docs/rewards.md), package.module:function, file.py:function, or the address of a server, http://HOST:PORT/NAME"""
     weight: float = 1.0
     """weight in the sum of rewards"""
+    applies_to: str | None = None
+    """prompts to score: 'quoted' (with a text in double quotes), or a metadata key that they must have; none: all"""
     options: dict[str, Any] = {}
-    """arguments of a built-in reward, e.g. {detect: false} for ocr"""
+    """arguments of a built-in or remote reward, e.g. {detect: false} for ocr"""
 
 
 class RolloutConfig(Section):
@@ -79,6 +91,8 @@ class AdvantageConfig(Section):
     """advantages are clipped to plus or minus this"""
     spread_of: Literal["rollout", "prompt"] = "rollout"
     """rewards are divided by their standard deviation over the whole rollout, or over the prompt"""
+    combine: Literal["rewards", "advantages"] = "rewards"
+    """several rewards: add the weighted rewards, or each reward's own advantage (then no scale drowns another)"""
 
 
 class ObjectiveConfig(Section):
@@ -161,8 +175,8 @@ class OptimizerConfig(Section):
     """of AdamW"""
     clip_norm: float = Field(1.0, gt=0)
     """the gradient's norm is clipped to this"""
-    micro_batch: int = Field(8, ge=1)
-    """sample-timesteps per forward pass; a group that does not fit is trained in two passes, with the same gradient"""
+    micro_batch: int = Field(0, ge=0)
+    """sample-timesteps per forward pass, 0: as many as fit; a group that does not is trained in two passes, same gradient"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more time"""
 

@@ -11,6 +11,11 @@ symbol    meaning                                  shape
 ``t``     the timestep a model is given, ``1000 sigma``  ``(B,)``, float32 always
 ========  =======================================  ==========================================================
 
+Noise-prediction models live in other coordinates, ``x_vp = a x0 + s eps`` with ``a^2 + s^2 = 1`` ("variance preserving").
+They are converted where the model is called, and nowhere else: ``sigma = s / (a + s)`` and ``x = x_vp / (a + s)``, so
+``a = (1 - sigma) / n``, ``s = sigma / n`` and ``x = n x_vp`` with the norm ``n = sqrt((1 - sigma)^2 + sigma^2)``. DDIM and
+Euler-discrete steps are Euler steps in these coordinates.
+
 Latents, noise, targets and noise levels are float32: near 1000, bfloat16 has a spacing of 4.
 """
 
@@ -63,6 +68,34 @@ def velocity_from_clean(x: Latent, x0: Latent, sigma: Sigma) -> Latent:
 def velocity_from_noise(x: Latent, eps: Latent, sigma: Sigma) -> Latent:
     """``v = (eps - x) / (1 - sigma)``; sigma must be below 1."""
     return (eps - x) / (1 - expand(sigma, x))
+
+
+def vp_norm(sigma: Tensor) -> Tensor:
+    """``n = sqrt((1 - sigma)^2 + sigma^2)``, from 1 at both ends to 0.707 in the middle; ``x = n x_vp``."""
+    return torch.hypot(1 - sigma, sigma)
+
+
+def velocity_from_v(x: Latent, v: Latent, sigma: Sigma) -> Latent:
+    """Velocity from a v-prediction ``a eps - s x0``: ``(v + (2 sigma - 1) x / n) / n``, finite for every sigma."""
+    s = expand(sigma, x)
+    norm = vp_norm(s)
+    return (v + (2 * s - 1) * x / norm) / norm
+
+
+def sigma_from_ratio(ratio: Tensor) -> Tensor:
+    """Noise level of the ratio ``s / a`` of noise to signal (0 to infinity), which diffusers' k-samplers call sigma."""
+    return (1 / (1 + 1 / ratio.double())).to(ratio.dtype)
+
+
+def timestep_from_sigma(sigma: Sigma, table: Float[Tensor, "timesteps"]) -> Sigma:
+    """Timestep of a noise level in the ascending ``table`` of the levels of timesteps 0, 1, ...
+
+    Exact on the table, linear in between (within 0.002 of what Euler-discrete schedulers say there); levels beyond its
+    ends get the first or the last timestep.
+    """
+    sigma = sigma.clamp(table[0], table[-1])
+    low = (torch.searchsorted(table, sigma, right=True) - 1).clamp(max=len(table) - 2)
+    return low + (sigma - table[low]) / (table[low + 1] - table[low])
 
 
 def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

@@ -106,30 +106,40 @@ def collect(
     progress: Callable[[int], Any] = lambda pictures: None,
 ) -> Drawn:
     """Draws and scores one picture per entry of ``prompts`` with the weights in use; ``progress`` is told how many were drawn."""
-    if not prompts:  # a process may have none
-        empty = torch.zeros(0, *policy.model.latent_shape, device=policy.device)
-        return Drawn(empty, rewards.score([], [], []), [], 0.0)
-    conditioning = policy.encode([prompt.text for prompt in prompts])
+    conditioning = policy.encode([prompt.text for prompt in prompts] or [""])  # a process may have no pictures to draw
     sigmas = policy.model.sigmas(sampling.steps, sampling.shift)
     latents, paths, pictures, pending = [], [], [], []
     with ThreadPoolExecutor(max_workers=1) as scorer:  # a batch is scored while the next one is drawn
-        for part in chunks(len(prompts), sampling.batch_size):
+        for part in policy.in_step(list(chunks(len(prompts), sampling.batch_size))):
+            if part is None:  # forward passes that only other processes need
+                _draw(policy, conditioning.select(torch.zeros(1, dtype=torch.long, device=policy.device)), sigmas, sampling, [0])
+                continue
             here = conditioning.select(torch.arange(part.start, part.stop, device=policy.device))
-            if sampling.sde_scale > 0:
-                paths.append(draw_paths(policy, here, sigmas, sampling, sample_ids[part]))
-                x0 = paths[-1].points[:, -1]
-            else:
-                start = sampling.noise(policy, sample_ids[part])
-                x0 = draw_latents(policy, here, start, sigmas, sampling.guidance_scale, sampling.solver)
-            images = policy.model.decode(x0)
+            x0, path = _draw(policy, here, sigmas, sampling, sample_ids[part])
+            images = policy.decode(x0)
             pending.append(scorer.submit(_score, rewards, images, prompts[part]))
             latents.append(x0)
+            paths.append(path)
             pictures += images
             progress(len(images))
         began = time.perf_counter()
         scored = [future.result() for future in pending]
     waited = time.perf_counter() - began
+    if not prompts:
+        empty = torch.zeros(0, *policy.model.latent_shape, device=policy.device)
+        return Drawn(empty, rewards.score([], [], []), [], 0.0)
     return Drawn(torch.cat(latents), join_scores(scored), pictures, waited, _join_paths(paths))
+
+
+def _draw(
+    policy: Policy, conditioning: Conditioning, sigmas: Tensor, sampling: Sampling, sample_ids: list[int]
+) -> tuple[Tensor, Path | None]:
+    """Clean latents ``(n, ...)``, and the way to them if it is stochastic."""
+    if sampling.sde_scale > 0:
+        path = draw_paths(policy, conditioning, sigmas, sampling, sample_ids)
+        return path.points[:, -1], path
+    start = sampling.noise(policy, sample_ids)
+    return draw_latents(policy, conditioning, start, sigmas, sampling.guidance_scale, sampling.solver), None
 
 
 @torch.no_grad()  # of the thread that scores
@@ -137,10 +147,11 @@ def _score(rewards: RewardSet, images: list[Image.Image], prompts: list[PromptGr
     return rewards.score(images, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
 
 
-def _join_paths(parts: list[Path]) -> Path | None:
-    if not parts:
+def _join_paths(parts: list[Path | None]) -> Path | None:
+    kept = [part for part in parts if part is not None]
+    if not kept:
         return None
-    return Path(torch.cat([part.points for part in parts]), torch.cat([part.log_density for part in parts]))
+    return Path(torch.cat([part.points for part in kept]), torch.cat([part.log_density for part in kept]))
 
 
 def join_scores(parts: list[Scores]) -> Scores:

@@ -18,6 +18,7 @@ class RunFolder:
         self._partial = self.path / "config.yaml.partial"
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"
+        self.micro_batch = self.path / "micro_batch.json"  # rows per forward pass that the run works with
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
         self.summary = self.path / "summary.json"

@@ -8,12 +8,13 @@ backpropagates ``sum_i dL/dR_i R_i``. The gradient is the same, whatever the til
 """
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from crd.batch import Conditioning, Samples, Tile
+from crd.batch import Conditioning, Samples, Tile, Transitions
 from crd.config import CRDConfig
 from crd.models.policy import Policy, Weights
 from crd.noise_levels import group_levels, level_count
@@ -23,7 +24,7 @@ from crd.objectives.flow_grpo import divergence_factor, log_density, spreads, st
 from crd.objectives.nft import nft_loss
 from crd.objectives.rwr import rwr_weight
 from crd.objectives.terms import anchor_strength, center, prediction_error, velocity_distance
-from crd.tiles import StepMembers, TileSource
+from crd.tiles import Part, StepMembers, TileSource
 
 #: what the sums of a step are of, over samples and noise levels; they add up over tiles and processes
 SUMS = ("policy", "anchor", "distance", "implicit_square", "advantage_square", "product")
@@ -171,15 +172,42 @@ class TrainStep:
             strength = strength * divergence_factor(tile.sigma, tile.transitions.next_sigma, tile.transitions.spread)
         return strength * distance, distance.detach()
 
+    # --------------------------------------------------------------------------------------- tiles
+
+    def _tiles(self, source: TileSource, parts: Iterable[Part]) -> Iterator[tuple[Part, Tile, float]]:
+        """Tiles of the parts, and what they count for: 1; or 0, of one that only other processes need (see Policy.in_step)."""
+        stored = self.config.algorithm == "flow_grpo"
+        for part in self.policy.in_step(list(parts)):
+            if part is None:
+                yield Part(slice(0, 0), slice(0, 0)), self._idle_tile(source), 0.0
+            else:
+                yield part, source.stored_tile(part, self.points, self.spread) if stored else source.tile(part), 1.0
+
+    def _idle_tile(self, source: TileSource) -> Tile:
+        """Of no sample, at an inner point of the grid: it keeps the forward passes going and counts for nothing."""
+        here, levels = len(self.grid) // 2, min(2, self.levels)  # two can be halved
+        x = torch.zeros(levels, 1, *self.policy.model.latent_shape, device=self.policy.device)
+        level, following, spread = (v[here].expand(levels, 1) for v in (self.points, self.points[1:], self.spread))
+        one = torch.ones(1, device=x.device)
+        stored = self.config.algorithm == "flow_grpo"
+        return Tile(
+            x=x,
+            target=None if stored else torch.ones_like(x),
+            sigma=level,
+            group=torch.zeros(1, dtype=torch.long, device=x.device),
+            advantage=0.5 * one,
+            weight=0 * one,
+            conditioning=source.conditioning.select(torch.zeros(1, dtype=torch.long, device=x.device)),
+            transitions=Transitions(x, following, spread, 0 * level) if stored else None,
+        )
+
     # ------------------------------------------------------------------------------------ backward
 
     def _backward_samples(self, source: TileSource, scale: float) -> Tensor:
         """One pass over tiles of any samples: for losses that are sums over samples."""
         sums = self._zero()
         weight = self.config.objective.policy_weight
-        for part in source.pieces(self.config.train.micro_batch):
-            stored = self.config.algorithm == "flow_grpo"
-            tile = source.stored_tile(part, self.points, self.spread) if stored else source.tile(part)
+        for _, tile, counts in self._tiles(source, source.pieces(self.config.train.micro_batch)):
             student = self._velocity(tile)
             loss, parts = student.new_zeros(()), self._zero()
             if weight > 0:
@@ -187,15 +215,16 @@ class TrainStep:
                 loss = weight * terms.sum() * (scale / self.rows)
                 parts[0] = terms.detach().sum()
             loss, parts = self._with_anchor(loss, parts, student, tile, scale)
-            loss.backward()
-            sums = sums + parts
+            (counts * loss).backward()
+            sums = sums + counts * parts
         return sums
 
     def _backward_whole_groups(self, source: TileSource, scale: float) -> Tensor:
         """One pass: every tile holds whole groups, and all noise levels if they are averaged."""
         sums = self._zero()
         weight = self.config.objective.policy_weight
-        for tile in source.whole_groups(self.config.train.micro_batch, self.config.objective.levels != "each"):
+        parts_of_groups = source.whole_groups(self.config.train.micro_batch, self.config.objective.levels != "each")
+        for _, tile, counts in self._tiles(source, parts_of_groups):
             old_error = self._error(self._frozen("old", tile), tile) if weight else None
             student = self._velocity(tile)
             parts = self._zero()
@@ -206,21 +235,21 @@ class TrainStep:
                 loss = loss + weight * terms.sum() * (scale / self.rows)
                 parts = _matching_sums(terms, implicit, tile.advantage, tile.group)
             loss, parts = self._with_anchor(loss, parts, student, tile, scale)
-            loss.backward()
-            sums = sums + parts
+            (counts * loss).backward()
+            sums = sums + counts * parts
         return sums
 
     def _backward_two_pass(self, source: TileSource, everyone: StepMembers, scale: float) -> Tensor:
         """Two passes: implicit rewards of all processes first, then the gradient tile by tile."""
         coefficients, sums = self._coefficients(source, everyone, scale)
-        for part in source.pieces(self.config.train.micro_batch):
-            tile = source.tile(part)
+        for part, tile, counts in self._tiles(source, source.pieces(self.config.train.micro_batch)):
             student = self._velocity(tile)
             # R = error(old) - error(student), and error(old) has no gradient
-            loss = -(coefficients[part.levels, part.samples] * self._error(student, tile)).sum()
+            here = coefficients[part.levels, part.samples] if counts else torch.zeros_like(tile.sigma)
+            loss = -(here * self._error(student, tile)).sum()
             loss, parts = self._with_anchor(loss, self._zero(), student, tile, scale)
-            loss.backward()
-            sums = sums + parts
+            (counts * loss).backward()
+            sums = sums + counts * parts
         return sums
 
     def _coefficients(self, source: TileSource, everyone: StepMembers, scale: float) -> tuple[Tensor, Tensor]:
@@ -228,10 +257,10 @@ class TrainStep:
         everywhere = torch.zeros(self.levels, len(everyone.group), device=self.policy.device, dtype=source.samples.x0.dtype)
         mine = everyone.mine.to(self.policy.device)
         with torch.no_grad():
-            for part in source.pieces(self.config.train.micro_batch):
-                tile = source.tile(part)
+            for part, tile, counts in self._tiles(source, source.pieces(self.config.train.micro_batch)):
                 implicit = self._error(self._frozen("old", tile), tile) - self._error(self._velocity(tile), tile)
-                everywhere[part.levels, mine[part.samples]] = implicit
+                if counts:
+                    everywhere[part.levels, mine[part.samples]] = implicit
         everywhere = self.accelerator.reduce(everywhere, "sum")
         everywhere.requires_grad_(True)
         advantage, group = everyone.advantage.to(self.policy.device), everyone.group.to(self.policy.device)

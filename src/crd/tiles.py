@@ -80,8 +80,8 @@ class TileSource:
         )
         return self._tile(samples, part, samples.path.points[member, step], None, sigma, transitions)
 
-    def whole_groups(self, micro_batch: int, all_levels: bool) -> Iterator[Tile]:
-        """Tiles of as many whole groups, then as many noise levels, as fit (at least one group)."""
+    def whole_groups(self, micro_batch: int, all_levels: bool) -> Iterator[Part]:
+        """Parts of as many whole groups, then as many noise levels, as fit (at least one group)."""
         levels = len(self.sigma)
         sizes = self.samples.group.unique_consecutive(return_counts=True)[1].tolist()
         budget = micro_batch // levels if all_levels else micro_batch
@@ -92,7 +92,7 @@ class TileSource:
                 stop += sizes.pop(0)
             step = levels if all_levels else max(1, micro_batch // (stop - start))
             for level in range(0, levels, step):
-                yield self.tile(Part(slice(level, min(level + step, levels)), slice(start, stop)))
+                yield Part(slice(level, min(level + step, levels)), slice(start, stop))
             start = stop
 
     def pieces(self, micro_batch: int) -> Iterator[Part]:

@@ -1,11 +1,13 @@
 """The only loop: roll out, normalise, take optimiser steps, move the snapshots, and now and then evaluate and save."""
 
+import json
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
@@ -13,18 +15,19 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from crd import checkpoint
-from crd.advantages import Advantages, normalise
+from crd.advantages import Advantages, combine, normalise
 from crd.alarm import best_evaluation, find_alarms
 from crd.batch import PromptGroup, Samples
 from crd.config import CRDConfig
 from crd.errors import CRDError
-from crd.evaluate import Evaluation, Evaluator
-from crd.given import Prompts, as_given, check_targets, judges, named_rewards, prompt_set
+from crd.evaluate import Evaluation, Evaluator, mean_of_known
+from crd.given import Prompts, as_given, check_applicable, check_targets, judges, named_rewards, prompt_set
 from crd.interrupt import StopRequest
 from crd.log import Record, logger, read_record
 from crd.models.family import check_guidance
+from crd.micro_batch import choose_micro_batch, rows_per_step, with_micro_batch
 from crd.models.load import load_policy
-from crd.processes import add_up, peak_memory_mib, share_of, split
+from crd.processes import add_up, check_launch, from_main, peak_memory_mib, share_of, split
 from crd.recipe import dump_config
 from crd.report.pictures import save_grid
 from crd.report.result import write_result
@@ -67,14 +70,17 @@ class CRDTrainer:
         self.train_prompts = prompt_set(train_prompts if train_prompts is not None else config.prompts.train, "train_prompts")
         self.eval_prompts = prompt_set(eval_prompts if eval_prompts is not None else config.prompts.evaluation, "eval_prompts")
         check_targets(rewards, self.train_prompts)
+        check_applicable(rewards, self.train_prompts)
         self.rewards = RewardSet(rewards)
         self.accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output_dir)
+        check_launch(self.accelerator)
         torch.manual_seed(derive_seed(config.seed, "lora-init"))
         self.policy = load_policy(model or config.model.path, config.model, self.accelerator.device)
         check_guidance(self.policy.model, config)
         if config.train.gradient_checkpointing:
             self.policy.model.backbone.enable_gradient_checkpointing()
-        self.step = TrainStep(self.policy, config, self.accelerator)
+        self.micro_batch = config.train.micro_batch or self._chosen_micro_batch()
+        self.step = TrainStep(self.policy, with_micro_batch(config, self.micro_batch), self.accelerator)
         held_out = self.eval_prompts.first(config.evaluation.prompts)
         everything = RewardSet([*rewards, *judges(config)])
         self.evaluator = Evaluator(self.policy, everything, held_out, config, self.accelerator)
@@ -84,6 +90,16 @@ class CRDTrainer:
         self._skipped = 0
         self.stop = StopRequest()
         self._warn_of_unknown_words()
+
+    def _chosen_micro_batch(self) -> int:
+        """As many rows as fit; a run keeps what it chose, so that it goes on with the same sums on the same device."""
+        main = self.accelerator.is_main_process and self.folder.micro_batch.exists()
+        recorded = from_main(self.folder.micro_batch.read_bytes() if main else b"", self.accelerator)
+        if recorded:
+            return int(json.loads(recorded)["micro_batch"])
+        if self.policy.sharded:  # a process that runs out of memory in the middle of a pass leaves the others waiting
+            raise CRDError("train.micro_batch is left open, but a sharded backbone (FSDP2) cannot try out sizes: give a number.")
+        return choose_micro_batch(self.policy, rows_per_step(self.config), self.accelerator)
 
     # ---------------------------------------------------------------------------------------- loop
 
@@ -112,7 +128,8 @@ class CRDTrainer:
                 if config.evaluation.before:
                     self._first_evaluations()
                 self._save()
-            while self.epoch < config.train.epochs and not self.stop.asked and not self._halted():
+            stopping = self.stop.agreed(self.accelerator)  # not whether it was asked: that comes to processes at different times
+            while self.epoch < config.train.epochs and not stopping and not self._halted():
                 row = self._train_epoch(bar)
                 self.epoch += 1
                 bar.update()
@@ -121,9 +138,10 @@ class CRDTrainer:
                 if last or self.epoch % config.evaluation.every == 0:
                     self._evaluate("student", config.evaluation.guidance_scale, f"epoch-{self.epoch:04d}")
                     self._watch()
-                if last or self._halted() or self.stop.agreed(self.accelerator) or self.epoch % config.checkpoint.every == 0:
+                stopping = self.stop.agreed(self.accelerator)
+                if last or self._halted() or stopping or self.epoch % config.checkpoint.every == 0:
                     self._save()
-        if self.stop.asked and self.epoch < config.train.epochs and not self._halted():
+        if stopping and self.epoch < config.train.epochs and not self._halted():
             self._say(f"Stopped after epoch {self.epoch}; everything is saved. Run the same command again to go on.")
         elif self.accelerator.is_main_process:
             if self._halted() and config.alarm.action == "roll_back":
@@ -146,9 +164,10 @@ class CRDTrainer:
         if failed > config.reward_failure_limit:
             self._save()  # the state of the epoch's beginning
         self._check_failures(failed, f"epoch {self.epoch + 1}", drawn.scores.failures)
+        parts = {r.name: add_up(drawn.scores.parts[r.name], ids, total, self.accelerator) for r in self.rewards.rewards}
         together = config.rollout.group_size if config.objective.centering == "prompt" else total // config.train.steps_per_epoch
         centered = torch.arange(total) // together
-        advantages = normalise(rewards, centered, clip=config.advantage.clip, spread_of=config.advantage.spread_of)
+        advantages = self._advantages(rewards, parts, centered)
         statistics = self._optimise(drawn, ids, groups, centered, advantages)
         known = rewards[~rewards.isnan()]
         row = {
@@ -158,6 +177,7 @@ class CRDTrainer:
             "reward_std": float(known.std(correction=0)) if len(known) else 0.0,
             "zero_spread_groups": advantages.zero_spread,
             "failed": failed,
+            **({f"reward_{name}": mean_of_known(part) for name, part in parts.items()} if len(parts) > 1 else {}),
             **statistics,
         }
         self._record("train", row)
@@ -184,6 +204,14 @@ class CRDTrainer:
             drawn = collect(self.policy, self.rewards, prompts, ids, rollout_sampling(config, self.epoch), progress)
         bar.set_description("training")
         return drawn
+
+    def _advantages(self, rewards: torch.Tensor, parts: dict[str, np.ndarray], centered: torch.Tensor) -> Advantages:
+        settings = self.config.advantage
+        if settings.combine == "advantages":
+            stacked = torch.stack([torch.from_numpy(part) for part in parts.values()])
+            weights = torch.tensor([reward.weight for reward in self.rewards.rewards])
+            rewards = combine(stacked, weights, rewards, centered, spread_of=settings.spread_of)
+        return normalise(rewards, centered, clip=settings.clip, spread_of=settings.spread_of)
 
     def _local_ids(self) -> list[int]:
         """Global sample ids of this process: its share of each optimiser step, so that no sample ever moves."""
@@ -321,27 +349,31 @@ class CRDTrainer:
             tqdm.write(line)
 
     def _resume(self) -> bool:
-        """Opens the run folder and loads the newest checkpoint; whether there is one."""
-        with self.accelerator.main_process_first():  # the others then find what it has made
-            self.folder.open(self.config, write=self.accelerator.is_main_process)
-        latest = checkpoint.complete(self.folder.checkpoints)
-        lengths = {"metrics": 0, "timing": 0}
-        if latest:
-            tensors, facts = checkpoint.load(latest[-1])
+        """Goes on from the newest checkpoint, if there is one; the main process alone reads and writes the folder."""
+        found = self._open_folder() if self.accelerator.is_main_process else b""
+        tensors, facts = checkpoint.unpack(from_main(found, self.accelerator))
+        self.evaluations = facts.pop("evaluations")
+        if facts:
             optimizer = {k: v for k, v in tensors.items() if k.startswith("optimizer/")}
             self.policy.load_state({k: v for k, v in tensors.items() if k not in optimizer})
             checkpoint.restore_optimizer(self.step.optimizer, optimizer)
             self.epoch, self.steps_done = facts["epoch"], facts["step"]
             self.step.forwards = facts["forwards"]
-            lengths = facts["records"]
             self._say(f"Resuming after epoch {self.epoch} of {self.config.train.epochs}.")
-        if self.accelerator.is_main_process:
-            self.metrics = Record(self.folder.metrics, lengths["metrics"])
-            self.timing = Record(self.folder.timing, lengths["timing"])
-        self.accelerator.wait_for_everyone()  # the main process has cut off what came after the checkpoint
+        return bool(facts)
+
+    def _open_folder(self) -> bytes:
+        """The newest checkpoint, if there is one, and the evaluations before it; cuts off the records of what came after."""
+        self.folder.open(self.config, write=True)
+        self.folder.micro_batch.write_text(json.dumps({"micro_batch": self.micro_batch}) + "\n")
+        latest = checkpoint.complete(self.folder.checkpoints)
+        tensors, facts = checkpoint.load(latest[-1]) if latest else ({}, {})
+        lengths = facts.get("records", {"metrics": 0, "timing": 0})
+        self.metrics = Record(self.folder.metrics, lengths["metrics"])
+        self.timing = Record(self.folder.timing, lengths["timing"])
         rows = read_record(self.folder.metrics)
-        self.evaluations = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == "evaluation"]
-        return bool(latest)
+        evaluations = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == "evaluation"]
+        return checkpoint.pack(tensors, {**facts, "evaluations": evaluations})
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:

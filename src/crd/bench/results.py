@@ -64,7 +64,7 @@ def result_evaluation(row: Row) -> Row:
 
 def run_row(run: Run) -> Row:
     """What a report needs of a finished run."""
-    from crd.plan import forwards_per_epoch
+    from crd.plan.counts import forwards_per_epoch
 
     folder = RunFolder(run.folder)
     rows = read_record(folder.metrics)

@@ -196,7 +196,7 @@ def _run_config(suite: Suite, tree: Tree, task: str, variant: str, seed: int) ->
 
 def budget_epochs(forward_passes: int, config: CRDConfig, where: str) -> int:
     """Epochs whose forward passes come nearest to a budget; raises CRDError if that is none."""
-    from crd.plan import forwards_per_epoch
+    from crd.plan.counts import forwards_per_epoch
 
     per_epoch = forwards_per_epoch(config)
     if epochs := int(forward_passes / per_epoch + 0.5):

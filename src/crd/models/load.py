@@ -11,7 +11,12 @@ from safetensors import SafetensorError
 from crd.config import ModelConfig
 from crd.errors import CRDError
 from crd.models.families import open_family
+from crd.models.family import Family
 from crd.models.policy import Policy
+from crd.models.prompt_cache import PromptCache, fingerprint
+from crd.models.quantize import quantize
+
+COMPILED_VARIANTS = 32  # of a block, at most: dynamo's own limit of 8 is below four sets of weights times gradients on and off
 
 
 def nano_folder() -> Path:
@@ -47,16 +52,38 @@ def load_pipeline(path: str, dtype: torch.dtype) -> DiffusionPipeline:
         raise CRDError(f"model.path: {path!r} cannot be loaded as a diffusers pipeline: {error}") from error
 
 
+def cache_folder(family: Family, config: ModelConfig) -> Path | None:
+    """Where prompt embeddings of these text encoders are kept; each kind has a folder of its own."""
+    return config.prompt_cache_folder / fingerprint(family) if config.prompt_cache_folder else None
+
+
 def load_policy(model: str | DiffusionPipeline, config: ModelConfig, device: torch.device) -> Policy:
     """The policy over a pipeline of a supported class."""
     pipeline = load_pipeline(model, load_precision(config.precision, device)) if isinstance(model, str) else model
     family = open_family(pipeline, config)
     dtype = family.backbone.dtype  # of a pipeline that was handed over, its own
-    return Policy(
+    if config.int8:
+        family.backbone.requires_grad_(False)
+        quantize(family.backbone)
+    policy = Policy(
         family,
         rank=config.lora_rank,
         alpha=config.lora_alpha,
         targets=config.lora_targets or family.lora_targets,
         device=device,
+        prompts=PromptCache(device, config.prompt_cache_MiB * 2**20, cache_folder(family, config)),
+        idle_on_host=config.idle_on_host and device.type != "cpu",
         autocast=dtype if dtype in (torch.bfloat16, torch.float16) else None,
     )
+    if config.compile:
+        compile_blocks(policy)
+    return policy
+
+
+def compile_blocks(policy: Policy) -> None:
+    """Compiles the backbone's repeated blocks; each set of named weights, with and without gradient, is a variant of its own."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
+    for stack in policy.model.backbone.children():
+        if isinstance(stack, torch.nn.ModuleList):
+            for block in stack:
+                block.compile(dynamic=True)

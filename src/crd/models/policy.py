@@ -4,11 +4,13 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from accelerate.utils import gather
+from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,10 +19,15 @@ from crd.batch import Conditioning
 from crd.errors import CRDError
 from crd.flow import widen
 from crd.models.family import Family
+from crd.models.prompt_cache import PromptCache
+from crd.sharding import shard
+
+T = TypeVar("T")
 
 #: trained; moving reference in R; draws the rollouts; the frozen pretrained model (no adapter at all)
 Weights = Literal["student", "old", "sampler", "pretrained"]
 ADAPTERS: tuple[Weights, ...] = ("student", "old", "sampler")
+ENCODED_TOGETHER = 32  # prompts
 
 
 class Policy:
@@ -39,9 +46,11 @@ class Policy:
         targets: Sequence[str],
         device: torch.device,
         autocast: torch.dtype | None,
+        prompts: PromptCache,
+        idle_on_host: bool,
     ):
-        self.model, self.device, self._autocast = model, device, autocast
-        model.pipeline.to(device)
+        self.model, self.device, self._autocast, self._prompts = model, device, autocast, prompts
+        self._idle_on_host = idle_on_host
         model.pipeline.set_progress_bar_config(disable=True)
         for component in (model.backbone, model.pipeline.vae):
             component.requires_grad_(False).eval()
@@ -52,17 +61,40 @@ class Policy:
         self.lora_config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
         with warnings.catch_warnings():  # several sets of weights over one backbone are the point
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # it cannot merge, nor do we
             for name in ADAPTERS:
                 model.backbone.add_adapter(self.lora_config, adapter_name=name)
         for name in ADAPTERS:
             for _, parameter in self.parameters(name):  # peft gave them the backbone's precision
                 parameter.data = widen(parameter.data)
         self._layers = [m for m in model.backbone.modules() if isinstance(m, BaseTunerLayer)]
+        self._place()
         for name in ("old", "sampler"):
             self.blend(name, 0.0)
         self._activate("student")
         self._active: Weights = "student"
-        self._prompts: dict[str, Conditioning] = {}
+
+    def _place(self) -> None:
+        """Puts everything onto the device, or lets it wait on the host; cuts the backbone if accelerate was told so."""
+        lora = [module for layer in self._layers for module in (layer.lora_A, layer.lora_B)]
+        self.sharded = shard(self.model.backbone, lora)
+        for module in lora if self.sharded else [self.model.backbone]:
+            module.to(self.device)
+        if self._idle_on_host:
+            return
+        for component in self.model.pipeline.components.values():
+            if isinstance(component, torch.nn.Module) and component is not self.model.backbone:
+                component.to(self.device)
+
+    def in_step(self, parts: Sequence[T]) -> list[T | None]:
+        """``parts``, and None for each that another process has more of, if the backbone is sharded.
+
+        It then takes all processes to make a forward or backward pass, so this one must make as many as they do.
+        """
+        if not self.sharded:
+            return list(parts)
+        most = int(gather(torch.tensor([len(parts)], device=self.device)).max())
+        return [*parts, *[None] * (most - len(parts))]
 
     # ------------------------------------------------------------------------------- named weights
 
@@ -98,26 +130,49 @@ class Policy:
     # ------------------------------------------------------------------------------------- prompts
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of the prompts, in their order; each distinct prompt is encoded once per run."""
-        new = list(dict.fromkeys(p for p in prompts if p not in self._prompts))
-        for start in range(0, len(new), 32):
-            batch = new[start : start + 32]
-            encoded = self.model.encode(batch)
-            for i, prompt in enumerate(batch):
-                self._prompts[prompt] = encoded.select(torch.tensor([i], device=self.device))
-        return Conditioning.cat([self._prompts[p] for p in prompts])
+        """Conditioning of the prompts, in their order; each distinct prompt is encoded once."""
+        found = {prompt: self._prompts.get(prompt) for prompt in dict.fromkeys(prompts)}
+        missing = [prompt for prompt, row in found.items() if row is None]
+        with self._awake(*self.model.text_encoders) if missing else contextlib.nullcontext():
+            for start in range(0, len(missing), ENCODED_TOGETHER):
+                batch = missing[start : start + ENCODED_TOGETHER]
+                encoded = self.model.encode(batch)
+                for i, prompt in enumerate(batch):
+                    found[prompt] = row = encoded.select(torch.tensor([i], device=self.device))
+                    self._prompts.put(prompt, row)
+        return Conditioning.cat([row for prompt in prompts if (row := found[prompt])])
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Latents ``(n, ...)`` to pictures."""
+        with self._awake("vae"):
+            return self.model.decode(latents)
+
+    @contextlib.contextmanager
+    def _awake(self, *components: str) -> Iterator[None]:
+        """Components of the pipeline that wait in host memory are on the device within this scope."""
+        modules = [self.model.pipeline.components[name] for name in components] if self._idle_on_host else []
+        modules = [module for module in modules if module is not None]
+        for module in modules:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.to("cpu")
 
     # ------------------------------------------------------------------------------------ velocity
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0) -> Tensor:
         """Float32 velocity of the weights in use at ``x (b, ...)``, ``sigma (b,)``; two passes if guided."""
+        conditional = self._forward(x, sigma, conditioning)
+        if guidance_scale == 1.0:
+            return conditional
+        empty = self.encode([""]).select(torch.zeros(len(x), dtype=torch.long, device=x.device))
+        return self.model.guide(self._forward(x, sigma, empty), conditional, guidance_scale)
+
+    def _forward(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            conditional = widen(self.model.velocity(x, sigma, conditioning))
-            if guidance_scale == 1.0:
-                return conditional
-            empty = self.encode([""]).select(torch.zeros(len(x), dtype=torch.long, device=x.device))
-            unconditional = widen(self.model.velocity(x, sigma, empty))
-        return self.model.guide(unconditional, conditional, guidance_scale)
+            return widen(self.model.velocity(x, sigma, conditioning))
 
     # --------------------------------------------------------------------------------------- files
 
@@ -139,19 +194,24 @@ class Policy:
 
     def load_lora(self, path: Path, name: Weights = "student") -> None:
         """Reads a LoRA file that :meth:`save_lora` wrote; raises CRDError if it does not fit."""
-        prefix = "transformer."
-        try:
-            layers = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
+        try:  # every name in the file begins with the backbone's: transformer or unet
+            layers = {key.partition(".")[2]: value for key, value in load_file(path).items()}
         except (OSError, SafetensorError) as error:
             raise CRDError(f"{path} cannot be read: {error}") from error
-        own = get_peft_model_state_dict(self.model.backbone, adapter_name=name)
+        own = self._layers_of(name)
         if own.keys() != layers.keys() or any(own[k].shape != layers[k].shape for k in own):
             raise CRDError(f"the LoRA weights in {path} do not fit this model (other rank, targets or backbone).")
-        set_peft_model_state_dict(self.model.backbone, layers, adapter_name=name)
+        for key, value in own.items():
+            value.copy_(layers[key])
+
+    def _layers_of(self, name: Weights) -> dict[str, Tensor]:
+        """One set of weights under the names of LoRA files. It leaves the backbone's own weights alone: they may be in pieces."""
+        lora = {key: p.detach() for key, p in self.model.backbone.named_parameters() if f".{name}." in key and "lora_" in key}
+        return get_peft_model_state_dict(self.model.backbone, lora, adapter_name=name, save_embedding_layers=False)
 
     def save_lora(self, folder: str, name: Weights = "student") -> None:
         """Writes one set of weights as a standard diffusers LoRA file."""
-        layers = get_peft_model_state_dict(self.model.backbone, adapter_name=name)
+        layers = self._layers_of(name)
         metadata = self.lora_config.to_dict()
         metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, in another order in every process
         self.model.save_lora(folder, layers, metadata)

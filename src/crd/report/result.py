@@ -1,13 +1,13 @@
 """The result of a run: the LoRA file, the summary, the figures and the model card."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from crd.alarm import find_alarms
 from crd.batch import PromptGroup
 from crd.config import CRDConfig
 from crd.errors import CRDError
+from crd.export.card import run_card, run_loading_lines
 from crd.log import read_record
 from crd.models.policy import Policy
 from crd.report.figures import before_after, curves
@@ -48,7 +48,7 @@ def write_report(folder: RunFolder, config: CRDConfig, control: RunFolder | None
     present = {title: path for title, path in sheets.items() if path.exists()}
     before_after(folder.path / "before_after.png", present, prompts, config.evaluation.pictures_per_prompt, len(prompts))
     curves(folder.path / "curves.png", training, evaluations, other, summary["alarms"])
-    (folder.path / "README.md").write_text(_model_card(folder, config, summary))
+    (folder.path / "README.md").write_text(run_card(folder, config, summary))
     return summary
 
 
@@ -71,66 +71,10 @@ def _summary(folder: RunFolder, config: CRDConfig, training: list[Row], evaluati
         "peak_memory_MiB": round(max((row["peak_memory_MiB"] for row in rollouts), default=0)),
         "pictures_per_epoch": config.rollout.prompts_per_epoch * config.rollout.group_size,
         "guidance_of_before_guided": config.reference_guidance,
-        "how_to_load": loading_lines(folder, config),
+        "how_to_load": run_loading_lines(folder, config),
     }
     return summary
 
 
 def _numbers(row: Row) -> Row:
     return {key: value for key, value in row.items() if key not in ("kind", "epoch", "step", "label")}
-
-
-def loading_lines(folder: RunFolder, config: CRDConfig) -> list[str]:
-    """Three lines of plain diffusers that load the result."""
-    from crd.models.load import absent_components, nano_folder
-
-    model = str(nano_folder()) if config.model.path == "nano" else config.model.path
-    absent = absent_components(model) if Path(model).exists() else {}
-    without = "".join(f", {name}=None" for name in ("text_encoder_3", "tokenizer_3") if name in absent)
-    prompt = json.loads((folder.path / "evaluation_prompts.json").read_text())[0]
-    call = f"num_inference_steps={config.evaluation.steps}, guidance_scale={config.evaluation.guidance_scale:g}"
-    call += f", max_sequence_length={config.model.sequence_length(256)}"
-    return [
-        f'pipe = diffusers.StableDiffusion3Pipeline.from_pretrained("{model}"{without})',
-        f'pipe.load_lora_weights("{Path(folder.path).resolve()}")',
-        f"pipe({prompt!r}, {call}).images[0]",
-    ]
-
-
-def _model_card(folder: RunFolder, config: CRDConfig, summary: Row) -> str:
-    def line(name: str, row: Row | None) -> str:
-        if row is None:
-            return ""
-        return f"| {name} | {row['guidance_scale']:g} | {row['reward']:.3f} | {row['drift']:.3f} | {row['diversity']:.3f} |\n"
-
-    table = "| weights | guidance | reward | drift | diversity |\n|---|---|---|---|---|\n"
-    table += line("pretrained", summary["before"]) + line("pretrained, guided", summary["before_guided"])
-    table += line("anchor alone, same budget", summary["anchor_alone"]) + line("this LoRA", summary["after"])
-    rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in config.rewards)
-    held_out = "".join(f"\n* {alarm['text']} (optimiser step {alarm['step']})" for alarm in summary["alarms"])
-    verdict = f"The hack alarm was raised:\n{held_out}" if held_out else "The hack alarm was not raised."
-    if summary["rolled_back_to"]:
-        verdict += f"\n\nThese weights are those of {summary['rolled_back_to']}, which held-out judges liked best."
-    loading = "\n".join(["import diffusers", *summary["how_to_load"]])
-    return f"""---
-base_model: {config.model.path}
-library_name: diffusers
-tags: [lora, text-to-image, reinforcement-learning, centered-reward-distillation]
----
-# LoRA by Centered Reward Distillation
-
-Base model: `{config.model.path}`. Rewards: {rewards}. {summary["epochs"]} epochs of {summary["pictures_per_epoch"]} pictures,
-{summary["optimiser_steps"]} optimiser steps. All settings: `config.yaml`. The licence of the base model applies.
-
-On held-out prompts (`evaluation_prompts.json`), {config.evaluation.steps} steps, fixed seeds:
-
-{table}
-{verdict}
-
-![before and after](before_after.png)
-![curves](curves.png)
-
-```python
-{loading}
-```
-"""

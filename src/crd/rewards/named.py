@@ -1,4 +1,4 @@
-"""Rewards by name: the built-in ones, or ``package.module:function`` and ``path/to/file.py:function``."""
+"""Rewards by name: the built-in ones, ``package.module:function`` and ``path/to/file.py:function``, or a server's address."""
 
 import importlib
 import importlib.util
@@ -14,6 +14,7 @@ from crd.errors import CRDError
 from crd.judges.statistics import background, saturation
 from crd.rewards.geneval.reward import GenEvalReward, Output
 from crd.rewards.geneval.rules import Mode
+from crd.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility
 from crd.rewards.ocr import OCRReward
 from crd.rewards.protocol import RewardFunction
 
@@ -33,12 +34,24 @@ def _blue() -> RewardFunction:
 
 
 def _geneval(output: Output) -> Callable[..., RewardFunction]:
-    def make(mode: Mode = "repaired") -> RewardFunction:
-        from crd.nano.detector import NanoDetector  # here, since the world loads matplotlib
+    def make(mode: Mode = "repaired", detector: str = "nano", **options: Any) -> RewardFunction:
+        if detector == "nano":
+            from crd.nano.detector import NanoDetector  # here, since the world loads matplotlib
 
-        return GenEvalReward(NanoDetector(), output, mode)
+            if options:
+                raise CRDError(f"rewards: geneval: the options {options} need a detector that is a hub id or folder, got 'nano'.")
+            return GenEvalReward(NanoDetector(), output, mode)
+        from crd.rewards.geneval.mask2former import load_detector  # here, since transformers takes seconds to load
+
+        return GenEvalReward(load_detector(detector, **options), output, mode)
 
     return make
+
+
+def _vlm(**options: Any) -> RewardFunction:
+    from crd.rewards.vlm import vlm_reward  # here, since its HTTP client is of no use to other runs
+
+    return vlm_reward(**options)
 
 
 def _tesseract(exact: bool = False) -> RewardFunction:
@@ -67,6 +80,22 @@ def _background() -> RewardFunction:
     return background
 
 
+def _jpeg_compressibility() -> RewardFunction:
+    return jpeg_compressibility
+
+
+def _jpeg_incompressibility() -> RewardFunction:
+    return jpeg_incompressibility
+
+
+def _preference(module: str, reward: str) -> Callable[..., RewardFunction]:
+    def make(**options: Any) -> RewardFunction:
+        # here, since transformers takes seconds to load
+        return vars(importlib.import_module(f"crd.rewards.preference.{module}"))[reward](**options)
+
+    return make
+
+
 #: name -> what makes the reward from the recipe's ``options``
 NAMED_REWARDS: dict[str, Callable[..., RewardFunction]] = {
     "ocr": OCRReward,
@@ -75,6 +104,14 @@ NAMED_REWARDS: dict[str, Callable[..., RewardFunction]] = {
     "geneval": _geneval("score"),
     "geneval_correct": _geneval("correct"),
     "geneval_strict": _geneval("strict"),
+    "pickscore": _preference("pickscore", "PickScore"),
+    "hpsv2": _preference("hpsv2", "HPSv2"),
+    "imagereward": _preference("imagereward", "ImageReward"),
+    "aesthetic": _preference("aesthetic", "Aesthetic"),
+    "clipscore": _preference("clipscore", "CLIPScore"),
+    "vlm": _vlm,
+    "jpeg_compressibility": _jpeg_compressibility,
+    "jpeg_incompressibility": _jpeg_incompressibility,
     # judges: of other families, never to be trained on
     "tesseract": _tesseract,
     "geneval_net": _geneval_net,
@@ -86,6 +123,10 @@ NAMED_REWARDS: dict[str, Callable[..., RewardFunction]] = {
 
 def resolve_reward(name: str, options: dict[str, Any]) -> RewardFunction:
     """The reward that a recipe names; raises CRDError with what is known if there is none."""
+    if name.startswith(("http://", "https://")):
+        from crd.rewards.remote.client import remote_reward
+
+        return remote_reward(name, options)
     if ":" in name:
         if options:
             raise CRDError(f"rewards: {name!r} is a plain function and takes no options, got {options}.")
@@ -93,7 +134,8 @@ def resolve_reward(name: str, options: dict[str, Any]) -> RewardFunction:
     if name not in NAMED_REWARDS:
         known = ", ".join(NAMED_REWARDS)
         raise CRDError(
-            f"rewards: {name!r} is not known. Use one of {known}, or 'package.module:function', or 'file.py:function'."
+            f"rewards: {name!r} is not known. Use one of {known}, or 'package.module:function', "
+            "or 'file.py:function', or the address of a server, 'http://127.0.0.1:8400/NAME'."
         )
     try:
         return NAMED_REWARDS[name](**options)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from crd.errors import CRDError
 from crd.log import logger
+from crd.rewards.ocr import quoted_target
 
 
 class RewardFunction(Protocol):
@@ -30,15 +31,22 @@ class NamedReward:
     name: str
     function: RewardFunction
     weight: float = 1.0
+    applies_to: str | None = None  # "quoted", or the metadata key that a prompt must have; None: every prompt
+
+    def applies(self, prompt: str, metadata: dict[str, Any]) -> bool:
+        """Whether pictures of this prompt are scored."""
+        if self.applies_to is None:
+            return True
+        return bool(quoted_target(prompt)) if self.applies_to == "quoted" else metadata.get(self.applies_to) is not None
 
 
 @dataclass(frozen=True)
 class Scores:
     """Scores of some pictures; NaN where there is none."""
 
-    total: np.ndarray  # (n,) weighted sum; NaN if any part with a weight is
-    parts: dict[str, np.ndarray]  # (n,) by reward
-    failures: dict[str, int] = field(default_factory=dict)  # pictures without a score, by reward
+    total: np.ndarray  # (n,) weighted sum over what applies; NaN if any such part has failed, or none applies
+    parts: dict[str, np.ndarray]  # (n,) by reward; NaN also where it does not apply
+    failures: dict[str, int] = field(default_factory=dict)  # pictures that should have a score and have none, by reward
 
 
 class RewardSet:
@@ -52,19 +60,27 @@ class RewardSet:
         self._logged: set[str] = set()
 
     def score(self, images: list[Image.Image], prompts: list[str], metadata: list[dict[str, Any]]) -> Scores:
-        keys = dict.fromkeys(key for entry in metadata for key in entry if key not in ("prompt", "images", "prompts"))
-        columns = {key: [entry.get(key) for entry in metadata] for key in keys}
-        parts = {reward.name: self._one(reward, images, prompts, columns) for reward in self.rewards}
-        # a judge has no weight, and its failure is none of the reward's
-        total = sum((r.weight * parts[r.name] for r in self.rewards if r.weight), np.zeros(len(images)))
-        failures = {name: int(np.isnan(values).sum()) for name, values in parts.items()}
+        total, parts, failures = np.zeros(len(images)), {}, {}
+        scored = np.zeros(len(images), dtype=bool)  # by anything with a weight
+        for reward in self.rewards:
+            here = [i for i, prompt in enumerate(prompts) if reward.applies(prompt, metadata[i])]
+            values = np.full(len(images), math.nan)
+            values[here] = self._one(reward, [images[i] for i in here], [prompts[i] for i in here], [metadata[i] for i in here])
+            parts[reward.name], failures[reward.name] = values, int(np.isnan(values[here]).sum())
+            if reward.weight:  # a judge has none, and its failure is none of the reward's
+                total[here] += reward.weight * values[here]
+                scored[here] = True
+        if any(reward.weight for reward in self.rewards):
+            total[~scored] = math.nan
         return Scores(total, parts, failures)
 
     def _one(
-        self, reward: NamedReward, images: list[Image.Image], prompts: list[str], columns: dict[str, list[Any]]
+        self, reward: NamedReward, images: list[Image.Image], prompts: list[str], metadata: list[dict[str, Any]]
     ) -> np.ndarray:
         if not images:  # a process may have none
             return np.zeros(0)
+        keys = dict.fromkeys(key for entry in metadata for key in entry if key not in ("prompt", "images", "prompts"))
+        columns = {key: [entry.get(key) for entry in metadata] for key in keys}
         try:
             answer = list(reward.function(images, prompts, **columns))
             if len(answer) != len(images):

@@ -22,6 +22,6 @@ class Detection:
 
 
 class Detector(Protocol):
-    """All objects of each picture, in any order, weak ones included: the rules have thresholds of their own."""
+    """The objects of each picture, in any order; at least all that are more confident than the rules' lowest threshold."""
 
     def __call__(self, images: list[Image.Image]) -> list[list[Detection]]: ...

@@ -1,0 +1,53 @@
+"""The base pipeline with the LoRA added to its weights: a folder for plain diffusers, without any LoRA.
+
+Only the files of the backbone are rewritten, one at a time, so the memory needed is that of the largest of them; every
+other component is copied as it is. Sums are made in float32 and rounded to what the base's file holds.
+"""
+
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from crd.errors import CRDError
+from crd.export.base_model import pipeline_index
+from crd.export.lora_file import LoraLayers
+
+#: weights that are no safetensors; nothing of ours loads them, so they are left behind
+UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+
+
+def write_merged(lora: LoraLayers, base: Path, folder: Path) -> None:
+    """Writes the pipeline of ``base`` with ``lora`` merged into its backbone; raises CRDError if the two do not fit."""
+    components = [name for name in pipeline_index(str(base)) if (base / name).is_dir()]
+    for component in tqdm(components, desc="copying", unit="folder"):
+        weights = ("*.safetensors",) if component == lora.backbone else ()
+        shutil.copytree(base / component, folder / component, ignore=shutil.ignore_patterns(*UNSAFE, *weights))
+    for extra in [base / "model_index.json", *base.glob("LICEN[CS]E*")]:
+        shutil.copyfile(extra, folder / extra.name)
+    merged: set[str] = set()
+    for file in tqdm(sorted((base / lora.backbone).glob("*.safetensors")), desc="merging", unit="file"):
+        try:
+            with safe_open(file, "pt") as opened:
+                metadata = opened.metadata()
+            tensors = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise CRDError(f"the base model's {file} cannot be read: {error}") from error
+        merged |= merge(lora, tensors)
+        save_file(tensors, folder / lora.backbone / file.name, metadata)
+    if missing := sorted(lora.layers.keys() - merged):
+        raise CRDError(f"the base model in {base} has no weight for {missing[0]!r} of the LoRA: it is not the run's base model.")
+
+
+def merge(lora: LoraLayers, tensors: dict[str, Tensor]) -> set[str]:
+    """Adds the LoRA to those weights of its modules that are among ``tensors``, in place; returns these modules."""
+    found = {module for module in lora.layers if f"{module}.weight" in tensors}
+    for module in found:
+        weight, delta = tensors[f"{module}.weight"], lora.delta(module)
+        if weight.numel() != delta.numel() or len(weight) != len(delta):
+            raise CRDError(f"the LoRA's {module!r} does not fit the base model's weight of shape {tuple(weight.shape)}.")
+        tensors[f"{module}.weight"] = (weight.float() + delta.view(weight.shape)).to(weight.dtype)
+    return found

@@ -1,0 +1,60 @@
+"""How many sample-timesteps go through the backbone together when the recipe leaves it to us."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+
+from crd.config import CRDConfig
+from crd.models.policy import Policy
+
+ON_CPU = 96  # rows; larger ones are no faster there (docs/experiments.md)
+HEADROOM = 0.9  # of the memory that is free
+
+
+def rows_per_step(config: CRDConfig) -> int:
+    """Sample-timesteps of one optimiser step, at most."""
+    rollout = config.rollout
+    levels = min(config.noise.levels, rollout.steps) if config.noise.source == "rollout" else config.noise.levels
+    return rollout.prompts_per_epoch * rollout.group_size * levels // config.train.steps_per_epoch
+
+
+def with_micro_batch(config: CRDConfig, rows: int) -> CRDConfig:
+    """The settings with a definite number of rows per forward pass."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": rows})})
+
+
+def choose_micro_batch(policy: Policy, most: int, accelerator: Accelerator) -> int:
+    """The largest power of two, at most ``most`` rows, whose forward and backward pass fits on every process's device."""
+    if policy.device.type != "cuda":
+        return min(most, ON_CPU)
+    free, _ = torch.cuda.mem_get_info(policy.device)
+    budget = HEADROOM * (free + torch.cuda.memory_reserved(policy.device))
+    here = largest_fitting(lambda rows: _peak_bytes(policy, rows) <= budget, most)
+    everywhere = accelerator.gather(torch.tensor([here], device=policy.device))
+    return int(everywhere.min())  # the same on every process: it decides how many passes a step takes
+
+
+def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
+    """The largest of 1, 2, 4, ... below ``most``, or ``most`` itself, that fits; 1 if none does."""
+    rows = 1
+    while rows < most and fits(min(2 * rows, most)):
+        rows = min(2 * rows, most)
+    return rows
+
+
+def _peak_bytes(policy: Policy, rows: int) -> float:
+    """Peak memory of one forward and backward pass of the student, in bytes; infinite if there is not enough."""
+    x = torch.zeros(rows, *policy.model.latent_shape, device=policy.device)
+    sigma = torch.full((rows,), 0.5, device=policy.device)
+    conditioning = policy.encode([""]).select(torch.zeros(rows, dtype=torch.long, device=policy.device))
+    torch.cuda.reset_peak_memory_stats(policy.device)
+    try:
+        policy.velocity(x, sigma, conditioning).square().mean().backward()
+        return float(torch.cuda.max_memory_allocated(policy.device))
+    except torch.cuda.OutOfMemoryError:
+        return float("inf")
+    finally:
+        for _, parameter in policy.parameters("student"):
+            parameter.grad = None
+        torch.cuda.empty_cache()

@@ -1,0 +1,71 @@
+"""Stable Diffusion 1.5, 2 and 2.1 behind the few calls that training needs."""
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from crd.batch import Conditioning
+from crd.config import ModelConfig
+from crd.flow import expand, guide, vp_norm, widen
+from crd.models.common import check_unet, picture_size, unknown_words
+from crd.models.noise_schedule import NoiseSchedule
+
+
+class StableDiffusion:
+    """Text to conditioning, velocity of the UNet, latents to pictures; the pipeline's safety checker is not asked."""
+
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    has_unconditional = True
+
+    def __init__(self, pipeline: StableDiffusionPipeline, config: ModelConfig):
+        check_unet(pipeline, config)
+        self.pipeline = pipeline
+        self.backbone = pipeline.unet
+        factor = pipeline.vae_scale_factor
+        self.height, self.width = picture_size(config, pipeline.unet.config.sample_size * factor, factor)
+        self.max_sequence_length = pipeline.tokenizer.model_max_length
+        self.schedule = NoiseSchedule.of(pipeline.scheduler)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        factor = self.pipeline.vae_scale_factor
+        return (self.backbone.config.in_channels, self.height // factor, self.width // factor)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditioning:
+        states, _ = self.pipeline.encode_prompt(
+            prompts, device=self.backbone.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return Conditioning(states)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        return unknown_words(self.pipeline.tokenizer, prompt)
+
+    def sigmas(self, steps: int, shift: float | None = None) -> Tensor:
+        return self.schedule.sigmas(steps, shift)
+
+    def start(self, noise: Tensor, sigmas: Tensor) -> Tensor:
+        return self.schedule.start(noise, sigmas)
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        prediction = self.backbone(
+            x / expand(vp_norm(sigma), x),
+            self.schedule.timesteps(sigma),
+            encoder_hidden_states=conditioning.states,
+            return_dict=False,
+        )[0]
+        return self.schedule.velocity(x, widen(prediction), sigma)
+
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        return guide(unconditional, conditional, scale)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        vae = self.pipeline.vae
+        decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        return self.pipeline.image_processor.postprocess(decoded, output_type="pil")
+
+    def save_lora(self, folder: str, layers: dict[str, Tensor], metadata: dict) -> None:
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata)

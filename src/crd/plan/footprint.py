@@ -1,0 +1,138 @@
+"""What a policy weighs and computes, counted on its real modules without computing anything (fake tensors)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from crd.batch import Conditioning
+from crd.models.policy import ADAPTERS, Policy
+
+TRANSIENT = 3  # largest tensors alive at once in a pass whose results are not kept
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes and operations of one process."""
+
+    backbone_parameters: int
+    lora_parameters: int  # of one set of weights
+    backbone_bytes: int
+    lora_bytes: int  # three sets, gradients and two moments of the student
+    encoder_bytes: int
+    vae_bytes: int
+    prompt_bytes: int  # of one prompt's conditioning
+    row_bytes: int  # kept by one sample-timestep for its backward pass
+    checkpointed_row_bytes: int  # the same with gradient checkpointing
+    transient_bytes: int  # of one row in a pass whose results are not kept
+    decode_bytes: int  # of one picture while it is decoded
+    row_flops: float  # of one forward pass of one row; a backward pass costs twice that
+
+
+def footprint(policy: Policy) -> Footprint:
+    """Counts a policy; nothing is computed but the conditioning of the empty prompt."""
+    model, pipeline = policy.model, policy.model.pipeline
+    lora = sum(_bytes(parameter) for _, parameter in policy.parameters("student"))
+    adapters = {id(parameter) for name in ADAPTERS for _, parameter in policy.parameters(name)}
+    frozen = [parameter for parameter in model.backbone.parameters() if id(parameter) not in adapters]
+    encoders = [module for name in model.text_encoders if (module := pipeline.components[name]) is not None]
+    sizes = {
+        "backbone_parameters": sum(parameter.numel() for parameter in frozen),
+        "lora_parameters": sum(parameter.numel() for _, parameter in policy.parameters("student")),
+        "backbone_bytes": sum(_bytes(parameter) for parameter in frozen),
+        "lora_bytes": lora * (len(ADAPTERS) + 3),
+        "encoder_bytes": sum(_bytes(parameter) for module in encoders for parameter in module.parameters()),
+        "vae_bytes": sum(_bytes(parameter) for parameter in pipeline.vae.parameters()),
+    }
+    conditioning = policy.encode([""])
+    sizes["prompt_bytes"] = sum(_bytes(tensor) for tensor in vars(conditioning).values() if tensor is not None)
+    # fake tensors know their device, so attention takes the kernel that it would take there
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, _faked(model.backbone, fake):
+        return Footprint(**sizes, **_pass(policy, conditioning), decode_bytes=_decode(policy))
+
+
+@contextmanager
+def _faked(module: torch.nn.Module, fake: FakeTensorMode) -> Iterator[None]:
+    """Fake weights in the place of the real ones: else every use of a weight would count as a tensor of its own."""
+    places = [
+        (part, name, weight) for part in module.modules() for name, weight in part._parameters.items() if weight is not None
+    ]
+    try:
+        for part, name, weight in places:
+            part._parameters[name] = torch.nn.Parameter(fake.from_tensor(weight.detach()), weight.requires_grad)
+        yield
+    finally:
+        for part, name, weight in places:
+            part._parameters[name] = weight
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
+    """Operations of a forward pass of one row, and the bytes that it keeps for its backward pass."""
+    backbone = policy.model.backbone
+    weights = {parameter.untyped_storage()._cdata for parameter in backbone.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}  # by storage; the tensor is held so that no storage is counted as another
+    inputs, outputs = [0], [0]
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (tensor, storage.nbytes())
+        return tensor
+
+    def enter(module: Any, arguments: Any, named: Any) -> None:
+        inputs[0] += sum(_bytes(value) for value in (*arguments, *named.values()) if isinstance(value, Tensor))
+
+    def leave(module: Any, arguments: Any, result: Any) -> None:
+        outputs[0] = max(outputs[0], *(_bytes(value) for value in _tensors(result)), 0)
+
+    blocks = [block for stack in backbone.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
+    handles = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in blocks]
+    handles += [module.register_forward_hook(leave) for module in backbone.modules()]
+    x = torch.zeros(1, *policy.model.latent_shape, device=policy.device)
+    sigma = torch.full((1,), 0.5, device=policy.device)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            policy.velocity(x, sigma, conditioning)
+    finally:
+        for handle in handles:
+            handle.remove()
+    saved = sum(size for _, size in kept.values())
+    return {
+        "row_flops": float(counter.get_total_flops()),
+        "row_bytes": saved,
+        # the inputs of all blocks, and one block at a time as if it were not checkpointed
+        "checkpointed_row_bytes": min(saved, inputs[0] + saved // max(1, len(blocks))),
+        "transient_bytes": TRANSIENT * outputs[0],
+    }
+
+
+def _decode(policy: Policy) -> int:
+    """Bytes of one picture while the VAE decodes it: its largest tensors, of which some live at once."""
+    vae, largest = policy.model.pipeline.vae, [0]
+
+    def leave(module: Any, arguments: Any, result: Any) -> None:
+        largest[0] = max(largest[0], *(_bytes(value) for value in _tensors(result)), 0)
+
+    pixels = policy.model.height * policy.model.width
+    handles = [module.register_forward_hook(leave) for module in vae.decoder.modules()]
+    try:
+        policy.model.decode(torch.zeros(1, *policy.model.latent_shape, device=policy.device))
+    except (NotImplementedError, RuntimeError):  # at the pictures themselves: fake tensors have no values to look at
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(TRANSIENT * largest[0], 3 * 4 * pixels)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [value for value in (result if isinstance(result, tuple | list) else [result]) if isinstance(value, Tensor)]

@@ -1,0 +1,1 @@
+"""Prompt files that ``crd prompts`` writes: GenEval, and texts to spell."""

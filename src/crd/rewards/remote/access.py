@@ -1,0 +1,56 @@
+"""Who may ask: tokens from files or the environment, and which addresses never leave this machine."""
+
+import ipaddress
+import os
+import stat
+from pathlib import Path
+
+from crd.errors import CRDError
+
+MIN_TOKEN = 16  # characters
+MAKE_ONE = "Make one: (umask 077; python -c 'import secrets; print(secrets.token_urlsafe(32))' > reward.token)"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(file: Path | None, variable: str | None) -> str | None:
+    """The bearer token of a file that only its owner may read, or of an environment variable; None if neither is named."""
+    if file and variable:
+        raise CRDError(f"a token comes from a file or from the environment, not both: got {file} and {variable}.")
+    if file:
+        return _checked(_private_text(file), f"the token file {file}")
+    if variable:
+        if variable not in os.environ:
+            raise CRDError(f"the environment variable {variable} of the token is not set. {MAKE_ONE}")
+        return _checked(os.environ[variable], f"the token in {variable}")
+    return None
+
+
+def _private_text(file: Path) -> str:
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        text = file.read_text("ascii")
+    except FileNotFoundError:
+        raise CRDError(f"there is no token file {file}. {MAKE_ONE}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CRDError(f"the token file {file} cannot be read as ASCII text: {error}") from None
+    if os.name == "posix" and mode & 0o077:
+        raise CRDError(f"the token file {file} has mode {mode:o}, so others can read or change it. Run: chmod 600 {file}")
+    return text
+
+
+def _checked(text: str, source: str) -> str:
+    token = text.strip()
+    if len(token) < MIN_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+        raise CRDError(
+            f"{source} must hold at least {MIN_TOKEN} ASCII characters without spaces, it has {len(token)} characters. {MAKE_ONE}"
+        )
+    return token

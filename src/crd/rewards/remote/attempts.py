@@ -1,0 +1,71 @@
+"""Asking a server that may be busy, slow, restarted or gone: what is asked again, when, and for how long."""
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import httpx2
+
+from crd.errors import CRDError
+
+MAX_ANSWER = 2**20  # bytes
+FIRST_WAIT, LONGEST_WAIT = 0.25, 10.0  # seconds between attempts: doubled each time, then shortened at random by up to a half
+
+T = TypeVar("T")
+
+
+class Again(Exception):
+    """An attempt failed in a way that may pass."""
+
+    def __init__(self, reason: str, kind: str = "away", wait: float = 0.0):
+        super().__init__(reason)
+        self.kind = kind  # away or busy
+        self.wait = wait  # seconds, as the server asked for
+
+
+def keep_asking(ask: Callable[[float], T], deadline: float, stop: threading.Event, tell: Callable[[Again], None]) -> T:
+    """``ask(until)`` until it does not raise Again; ``deadline`` in seconds for all attempts together.
+
+    Raises CRDError when the next attempt would come too late, or when ``stop`` is set meanwhile.
+    """
+    until = time.monotonic() + deadline
+    jitter = random.Random()  # of its own: timing must not move anybody's seeded draws
+    for attempt in itertools.count(1):
+        try:
+            return ask(until)
+        except Again as problem:
+            backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt - 1, 10)) * jitter.uniform(0.5, 1)
+            pause = max(backoff, min(LONGEST_WAIT, problem.wait))
+            if time.monotonic() + pause > until:
+                raise CRDError(f"no answer in {deadline:g} s and {attempt} attempts; the last: {problem}") from None
+            tell(problem)
+        if stop.wait(pause):
+            break
+    raise CRDError("given up, since another request failed")
+
+
+def post(http: httpx2.Client, address: str, body: bytes, headers: Mapping[str, str], timeout: float, until: float) -> bytes:
+    """Sends a request once. Raises Again for what may pass (no connection, 429, 5xx), CRDError for what will not."""
+    content = bytearray()
+    try:
+        patience = min(timeout, max(0.001, until - time.monotonic()))
+        with http.stream("POST", address, content=body, headers=headers, timeout=patience) as response:
+            for piece in response.iter_raw():  # never unpacked, so that a small answer cannot grow
+                content += piece
+                if len(content) > MAX_ANSWER:
+                    raise CRDError(f"the answer is longer than {MAX_ANSWER} bytes")
+                if time.monotonic() > until:
+                    raise Again("the answer came too slowly")
+    except httpx2.TransportError as error:
+        raise Again(f"{type(error).__name__}: {error}") from None
+    if response.status_code == 200:
+        return bytes(content)
+    reason = f"HTTP {response.status_code}: {content[:500].decode('utf-8', 'replace')}"
+    if response.status_code == 429 or response.status_code >= 500:
+        asked = response.headers.get("retry-after", "")
+        kind = "busy" if response.status_code == 429 else "away"
+        raise Again(reason, kind, float(asked) if asked.isdecimal() else 0.0)
+    raise CRDError(reason + (" (redirects are not followed)" if response.is_redirect else ""))

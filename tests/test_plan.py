@@ -1,0 +1,136 @@
+"""The plan's counts against real passes, closed forms and the edges of a GPU's memory."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_pipeline
+
+from crd.errors import CRDError
+from crd.models.load import load_policy
+from crd.plan.counts import forwards_per_epoch, rollout_rows, training_rows
+from crd.plan.footprint import footprint
+from crd.plan.gpus import GPU, find_gpu
+from crd.plan.memory import GIB, OVERHEAD, Memory
+
+CPU = torch.device("cpu")
+CONFIG = tiny_config("unused")
+
+
+@pytest.fixture(scope="module")
+def counted():
+    return footprint(load_policy(tiny_pipeline(), CONFIG.model, CPU))
+
+
+def test_parameters_are_counted_exactly(counted):
+    pipeline = tiny_pipeline()
+    assert counted.backbone_parameters == sum(p.numel() for p in pipeline.transformer.parameters())
+    assert counted.backbone_bytes == 4 * counted.backbone_parameters
+    assert counted.vae_bytes == 4 * sum(p.numel() for p in pipeline.vae.parameters())
+    linear = [
+        m
+        for n, m in pipeline.transformer.named_modules()
+        if n.endswith(tuple(load_policy(tiny_pipeline(), CONFIG.model, CPU).model.lora_targets))
+    ]
+    lora = sum(CONFIG.model.lora_rank * (m.in_features + m.out_features) for m in linear)
+    assert counted.lora_parameters == lora
+    assert counted.lora_bytes == 6 * 4 * lora  # student, old, sampler; gradient; two moments
+
+
+def saved_bytes(policy, rows):
+    """What a real pass keeps for its backward pass: every storage once, weights left out."""
+    kept, weights = {}, {p.untyped_storage().data_ptr() for p in policy.model.backbone.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.randn(rows, *policy.model.latent_shape)
+    conditioning = policy.encode([""]).select(torch.zeros(rows, dtype=torch.long))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        velocity = policy.velocity(x, torch.full((rows,), 0.5), conditioning)
+    del velocity
+    return sum(kept.values())
+
+
+def test_kept_bytes_against_a_real_pass(counted):
+    policy = load_policy(tiny_pipeline(), CONFIG.model, CPU)
+    for rows in (1, 8):
+        assert rows * counted.row_bytes == pytest.approx(saved_bytes(policy, rows), rel=0.03)
+
+
+def test_operations_against_a_closed_form(counted):
+    """Two per weight and token in every linear layer, and attention."""
+    backbone = tiny_pipeline().transformer
+    config = backbone.config
+    width = config.num_attention_heads * config.attention_head_dim
+    picture, text = (8 // config.patch_size) ** 2, load_policy(tiny_pipeline(), CONFIG.model, CPU).encode([""]).states.shape[1]
+    total = 0.0
+    for name, module in backbone.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            stream = (
+                text if ".add_" in name or "to_add_out" in name or "ff_context" in name or name == "context_embedder" else picture
+            )
+            once = any(part in name for part in ("norm1", "time_text_embed", "norm_out"))
+            tokens = 1 if once else stream
+            total += 2 * tokens * module.weight.numel()
+        if isinstance(module, torch.nn.Conv2d):
+            total += 2 * picture * module.weight.numel()
+    total += len(backbone.transformer_blocks) * 4 * (picture + text) ** 2 * width
+    lora = 2 * counted.lora_parameters * (picture + text) / 2  # half of the layers see the text
+    assert counted.row_flops == pytest.approx(total + lora, rel=0.05)
+
+
+def test_checkpointing_keeps_less_but_not_nothing(counted):
+    assert 0 < counted.checkpointed_row_bytes < counted.row_bytes
+
+
+def test_counts_of_an_epoch():
+    config = tiny_config("unused", rollout={"guidance_scale": 2.0, "steps": 5})
+    assert rollout_rows(config) == 2 * 4 * 5 * 2
+    assert training_rows(config) == 2 * 4 * 2
+    assert forwards_per_epoch(config) == 80 + 16 * (3 + 1 + 2)
+
+
+def memory(counted, gib, **train):
+    config = tiny_config("unused", train={"micro_batch": 0, **train}, rollout={"batch_size": 1})
+    return Memory(counted, config, GPU(gib, 100), 2)
+
+
+def test_as_many_rows_as_fit(counted):
+    big = dataclasses.replace(counted, row_bytes=GIB, transient_bytes=0, checkpointed_row_bytes=GIB // 4)
+    base = memory(big, 100).fixed / GIB
+    assert memory(big, base + 1.1 * 4.5).rows == 4
+    assert memory(big, base + 1.1 * 4.5, gradient_checkpointing=True).rows == 16
+    assert memory(big, base + 1000).rows == 16  # all of the step
+    assert base == pytest.approx((OVERHEAD + counted.backbone_bytes + counted.lora_bytes + 2 * counted.prompt_bytes) / GIB)
+
+
+def test_advice_names_the_setting_that_makes_it_fit(counted):
+    big = dataclasses.replace(counted, row_bytes=GIB, transient_bytes=0, checkpointed_row_bytes=GIB // 4, decode_bytes=0)
+    base = memory(big, 100).fixed / GIB
+    assert memory(big, base + 20).advice() == []
+    assert memory(big, base + 5, micro_batch=16).advice() == ["train.micro_batch=4 (same result, more passes)"]
+    assert memory(big, base + 0.5, micro_batch=1).advice()[0].startswith("train.gradient_checkpointing=true")
+    assert memory(big, base + 0.1).advice()[0].startswith("model.int8=true")
+    decoding = dataclasses.replace(counted, decode_bytes=GIB)
+    config = tiny_config("unused", rollout={"batch_size": 64})
+    tight = Memory(decoding, config, GPU(base + 10, 100), 2)
+    assert any(advice.startswith("rollout.batch_size=9") for advice in tight.advice())
+    assert "DOES NOT FIT" in "\n".join(tight.lines())
+
+
+def test_the_command(recipe, crd):
+    code, out = crd("plan", recipe(), "--gpu", "h100")
+    assert code == 0 and "fits" in out and "rows per forward pass  16" in out
+    code, out = crd("plan", recipe())
+    assert code == 0 and "measured here" in out
+    code, out = crd("plan", recipe(), "--gpu", "voodoo")
+    assert code == 2 and "known are b200" in out
+
+
+def test_unknown_gpu():
+    with pytest.raises(CRDError, match="rtx-4090"):
+        find_gpu("abacus")
