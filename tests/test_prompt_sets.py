@@ -112,7 +112,7 @@ def test_words_are_disjoint():
 
 
 def test_a_word_never_changes_sides():
-    own = ["Zephyr", "star", "naïve", *ocr.SHIPPED_WORDS[:50]]
+    own = ["Zephyr", "naïve", *(word.lower() for word in ocr.SHIPPED_WORDS[:50])]
     upper = [word.upper() for word in reversed(own)]
     assert {word.upper() for word in ocr.words_of(own, "test")} == set(ocr.words_of(upper, "test"))
 

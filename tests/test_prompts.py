@@ -59,12 +59,12 @@ def test_metadata_that_a_line_lacks_or_has_as_null_is_no_change_of_type(tmp_path
 
 def test_repeats_are_counted_said_and_keep_their_weight(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "crd"):
-        prompts = load_prompts(write(tmp_path, [{"prompt": "a"}, {"prompt": "b"}, {"prompt": " a "}, {"prompt": "a", "k": 1}]))
+        prompts = load_prompts(write(tmp_path, [{"prompt": "a"}, {"prompt": "b"}, {"prompt": " b "}, {"prompt": "a", "k": 1}]))
     assert "1 of 4 lines repeat" in caplog.text
     assert prompts.texts == ("a", "b", "a") and prompts.metadata == ({}, {}, {"k": 1})  # other metadata: another prompt
-    assert prompts.lines == (0, 1, 0, 2)
+    assert prompts.lines == (0, 1, 1, 2)
     drawn = Counter(group.index for epoch in range(4) for group in prompts.epoch(0, epoch, 3))
-    assert drawn == {0: 6, 1: 3, 2: 3}  # three passes over four lines
+    assert drawn == {0: 3, 1: 6, 2: 3}  # three passes over four lines
     assert [group.index for group in prompts.first(9)] == [0, 1, 2]
 
 

@@ -24,6 +24,13 @@ class Conditioning:
         pooled = None if self.pooled is None else self.pooled[index]
         return Conditioning(self.states[index], pooled, None if self.mask is None else self.mask[index])
 
+    def trimmed(self) -> "Conditioning":
+        """Without padding that no row needs, so that a prompt does not depend on those it was encoded with; waits for the device."""
+        if self.mask is None:
+            return self
+        length = max(1, int(self.mask.any(0).nonzero().max()) + 1)
+        return Conditioning(self.states[:, :length], self.pooled, self.mask[:, :length])
+
     @staticmethod
     def cat(parts: "list[Conditioning]") -> "Conditioning":
         """One below the other; prompts of families with a mask are padded with zeros to the longest."""

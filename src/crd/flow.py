@@ -90,12 +90,14 @@ def sigma_from_ratio(ratio: Tensor) -> Tensor:
 def timestep_from_sigma(sigma: Sigma, table: Float[Tensor, "timesteps"]) -> Sigma:
     """Timestep of a noise level in the ascending ``table`` of the levels of timesteps 0, 1, ...
 
-    Exact on the table, linear in between (within 0.002 of what Euler-discrete schedulers say there); levels beyond its
-    ends get the first or the last timestep.
+    Exact on the table, in between linear in the noise-to-signal ratio as Euler-discrete schedulers have it; levels
+    beyond its ends get the first or the last timestep.
     """
     sigma = sigma.clamp(table[0], table[-1])
     low = (torch.searchsorted(table, sigma, right=True) - 1).clamp(max=len(table) - 2)
-    return low + (sigma - table[low]) / (table[low + 1] - table[low])
+    here, there = table[low], table[low + 1]
+    part = (sigma - here) / (there - here) * (1 - there) / (1 - sigma)  # of the way, in sigma / (1 - sigma)
+    return torch.where(sigma == there, low + 1, low + part)  # there may be 1, where the ratio is infinite
 
 
 def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

@@ -14,14 +14,15 @@ def group_levels(config: NoiseConfig, grid: Tensor, *, seed: int, step: int, gro
 
     ``rollout``: of the rollout's grid, without those below ``minimum``, drawn without replacement (all of
     them, if there are no more than asked). ``continuous``: one uniform draw in each of ``levels`` equal
-    strata of (minimum, 0.999).
+    strata of (minimum, 0.999), or up to the grid's highest level if a model knows none above it.
     """
     rng = generator(seed, step, "sigma", group)
     if config.source == "rollout":
         usable = grid[grid >= config.minimum]
         return usable[torch.randperm(len(usable), generator=rng)[: config.levels].sort().values]
     strata = (torch.arange(config.levels) + torch.rand(config.levels, generator=rng)) / config.levels
-    return config.minimum + (MAXIMUM - config.minimum) * strata
+    maximum = min(MAXIMUM, float(grid.max()))
+    return config.minimum + (maximum - config.minimum) * strata
 
 
 def level_count(config: NoiseConfig, grid: Tensor) -> int:

@@ -114,7 +114,7 @@ def collect(
             if part is None:  # forward passes that only other processes need
                 _draw(policy, conditioning.select(torch.zeros(1, dtype=torch.long, device=policy.device)), sigmas, sampling, [0])
                 continue
-            here = conditioning.select(torch.arange(part.start, part.stop, device=policy.device))
+            here = policy.encode([prompt.text for prompt in prompts[part]])
             x0, path = _draw(policy, here, sigmas, sampling, sample_ids[part])
             images = policy.decode(x0)
             pending.append(scorer.submit(_score, rewards, images, prompts[part]))

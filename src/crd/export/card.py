@@ -71,16 +71,18 @@ def _call_arguments(kind: str, config: CRDConfig) -> list[str]:
     """Arguments of the pipeline's call that draw as the evaluation does, as far as pipelines of this class take them."""
     known = inspect.signature(getattr(diffusers, kind).__call__).parameters if kind != GENERAL else {}
     guidance = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
+    scale = config.evaluation.guidance_scale
     values = {
         "height": config.model.height,
         "width": config.model.width,
         "num_inference_steps": config.evaluation.steps,
-        guidance: config.evaluation.guidance_scale,
+        guidance: scale - 1 if kind == "ZImagePipeline" else scale,  # Z-Image counts from 0 (docs/models.md)
         "max_sequence_length": 1 if config.model.path == "nano" else config.model.max_sequence_length,
     }
     if guidance == "true_cfg_scale":
         values["guidance_scale"] = config.model.distilled_guidance
-    return [f"{name}={value:g}" for name, value in values.items() if value is not None and name in known]
+    arguments = [f"{name}={value:g}" for name, value in values.items() if value is not None and name in known]
+    return [*arguments, "negative_prompt=''"] if guidance == "true_cfg_scale" and scale > 1 else arguments
 
 
 def _card(folder: RunFolder, config: CRDConfig, summary: Row, form: Form, usage: str) -> str:

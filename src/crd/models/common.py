@@ -38,13 +38,7 @@ def flow_scheduler(scheduler: FlowMatchEulerDiscreteScheduler, shift: float | No
 def image_shift(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> float:
     """``mu`` of FLUX.1 and Qwen-Image: logarithm of the time shift, linear in the number of the picture's tokens."""
     config = scheduler.config
-    return calculate_shift(
-        tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
+    return calculate_shift(tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
 
 
 def even_sigmas(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, shift: float | None, mu: float) -> Tensor:

@@ -52,8 +52,9 @@ class Policy:
         self.model, self.device, self._autocast, self._prompts = model, device, autocast, prompts
         self._idle_on_host = idle_on_host
         model.pipeline.set_progress_bar_config(disable=True)
-        for component in (model.backbone, model.pipeline.vae):
-            component.requires_grad_(False).eval()
+        for component in model.pipeline.components.values():
+            if isinstance(component, torch.nn.Module):
+                component.requires_grad_(False).eval()
         modules = [name for name, _ in model.backbone.named_modules()]
         missing = [target for target in targets if not any(name.endswith(target) for name in modules)]
         if missing:
@@ -131,16 +132,17 @@ class Policy:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of the prompts, in their order; each distinct prompt is encoded once."""
-        found = {prompt: self._prompts.get(prompt) for prompt in dict.fromkeys(prompts)}
-        missing = [prompt for prompt, row in found.items() if row is None]
+        rows = {prompt: self._prompts.get(prompt) for prompt in dict.fromkeys(prompts)}
+        missing = [prompt for prompt, row in rows.items() if row is None]
         with self._awake(*self.model.text_encoders) if missing else contextlib.nullcontext():
             for start in range(0, len(missing), ENCODED_TOGETHER):
                 batch = missing[start : start + ENCODED_TOGETHER]
                 encoded = self.model.encode(batch)
                 for i, prompt in enumerate(batch):
-                    found[prompt] = row = encoded.select(torch.tensor([i], device=self.device))
+                    row = encoded.select(torch.tensor([i], device=self.device)).trimmed()
+                    rows[prompt] = row
                     self._prompts.put(prompt, row)
-        return Conditioning.cat([row for prompt in prompts if (row := found[prompt])])
+        return Conditioning.cat([known for prompt in prompts if (known := rows[prompt])])
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Latents ``(n, ...)`` to pictures."""

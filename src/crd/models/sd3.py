@@ -9,7 +9,7 @@ from torch import Tensor
 from crd.batch import Conditioning
 from crd.config import ModelConfig
 from crd.flow import TIMESTEPS, guide
-from crd.models.common import flow_scheduler, picture_size, unknown_words
+from crd.models.common import flow_scheduler, no_distilled_guidance, picture_size, unknown_words
 
 #: the attention projections of both streams, as published (theory, section 8)
 LORA_TARGETS = (
@@ -41,6 +41,7 @@ class SD3:
         factor = pipeline.vae_scale_factor
         self.height, self.width = picture_size(config, pipeline.default_sample_size * factor, factor * pipeline.patch_size)
         self.max_sequence_length = config.sequence_length(256)
+        no_distilled_guidance(config, pipeline)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -51,21 +51,28 @@ def footprint(policy: Policy) -> Footprint:
     }
     conditioning = policy.encode([""])
     sizes["prompt_bytes"] = sum(_bytes(tensor) for tensor in vars(conditioning).values() if tensor is not None)
-    # fake tensors know their device, so attention takes the kernel that it would take there
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, _faked(model.backbone, fake):
-        return Footprint(**sizes, **_pass(policy, conditioning), decode_bytes=_decode(policy))
+    return Footprint(**sizes, **_pass(policy, conditioning), decode_bytes=_decode(policy))
+
+
+class _Counted(Exception):
+    """Ends a pass whose backbone was counted."""
 
 
 @contextmanager
-def _faked(module: torch.nn.Module, fake: FakeTensorMode) -> Iterator[None]:
-    """Fake weights in the place of the real ones: else every use of a weight would count as a tensor of its own."""
+def _faked(module: torch.nn.Module) -> Iterator[None]:
+    """The module computes nothing within this scope; it knows its device, so attention takes the kernel that it would take there.
+
+    Its weights are replaced, or else every use of one would count as a tensor of its own.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
     places = [
         (part, name, weight) for part in module.modules() for name, weight in part._parameters.items() if weight is not None
     ]
     try:
         for part, name, weight in places:
             part._parameters[name] = torch.nn.Parameter(fake.from_tensor(weight.detach()), weight.requires_grad)
-        yield
+        with fake:
+            yield
     finally:
         for part, name, weight in places:
             part._parameters[name] = weight
@@ -78,9 +85,9 @@ def _bytes(tensor: Tensor) -> int:
 def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
     """Operations of a forward pass of one row, and the bytes that it keeps for its backward pass."""
     backbone = policy.model.backbone
-    weights = {parameter.untyped_storage()._cdata for parameter in backbone.parameters()}
     kept: dict[int, tuple[Tensor, int]] = {}  # by storage; the tensor is held so that no storage is counted as another
-    inputs, outputs = [0], [0]
+    weights: set[int] = set()
+    inputs, outputs, counter = [0], [0], FlopCounterMode(display=False)
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -97,12 +104,23 @@ def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
     blocks = [block for stack in backbone.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
     handles = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in blocks]
     handles += [module.register_forward_hook(leave) for module in backbone.modules()]
+    forward = backbone.forward
+
+    def count(*arguments: Any, **named: Any) -> None:
+        with _faked(backbone), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            weights.update(parameter.untyped_storage()._cdata for parameter in backbone.parameters())
+            result = forward(*arguments, **named)  # kept until all is counted
+            del result
+        raise _Counted
+
     x = torch.zeros(1, *policy.model.latent_shape, device=policy.device)
-    sigma = torch.full((1,), 0.5, device=policy.device)
+    backbone.forward = count  # only this part is faked: what the family makes around it may be kept for later
     try:
-        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            policy.velocity(x, sigma, conditioning)
+        policy.velocity(x, torch.full((1,), 0.5, device=policy.device), conditioning)
+    except _Counted:
+        pass
     finally:
+        del backbone.forward
         for handle in handles:
             handle.remove()
     saved = sum(size for _, size in kept.values())
@@ -125,7 +143,8 @@ def _decode(policy: Policy) -> int:
     pixels = policy.model.height * policy.model.width
     handles = [module.register_forward_hook(leave) for module in vae.decoder.modules()]
     try:
-        policy.model.decode(torch.zeros(1, *policy.model.latent_shape, device=policy.device))
+        with _faked(vae):
+            policy.model.decode(torch.zeros(1, *policy.model.latent_shape, device=policy.device))
     except (NotImplementedError, RuntimeError):  # at the pictures themselves: fake tensors have no values to look at
         pass
     finally:
