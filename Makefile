@@ -25,7 +25,7 @@ types: $(VENV)/.ready
 	$(VENV)/bin/mypy
 
 unit: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2
 
 # torch first and pinned, so that nothing pulls another build of it
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -313,7 +313,10 @@ def test_names_of_bases():
     ("kind", "arguments"),
     [
         ("StableDiffusionXLPipeline", "num_inference_steps=40, guidance_scale=2"),
-        ("FluxPipeline", "num_inference_steps=40, true_cfg_scale=2, max_sequence_length=64, guidance_scale=3.5"),
+        (
+            "FluxPipeline",
+            "num_inference_steps=40, true_cfg_scale=2, max_sequence_length=64, guidance_scale=3.5, negative_prompt=''",
+        ),
         ("StableDiffusion3Pipeline", "num_inference_steps=40, guidance_scale=2, max_sequence_length=64"),
         (None, None),
     ],

@@ -136,8 +136,9 @@ def test_the_run_records_the_rows_it_chose_and_keeps_them(tmp_path, pipeline):
     assert trainer.micro_batch == rows_per_step(config) == 16
     assert choose_micro_batch(trainer.policy, 1000, trainer.accelerator) == 96
     trainer.train()
-    assert json.loads((tmp_path / "run" / "micro_batch.json").read_text()) == {"micro_batch": 16}
-    (tmp_path / "run" / "micro_batch.json").write_text('{"micro_batch": 4}')
+    found = json.loads((tmp_path / "run" / "found.json").read_text())
+    assert found == {"micro_batch": 16, "sigmas": trainer.policy.model.sigmas(3).tolist()}
+    (tmp_path / "run" / "found.json").write_text('{"micro_batch": 4}')
     again = CRDTrainer(model=tiny_pipeline(), reward_funcs=[redness], config=config)
     assert again.micro_batch == again.step.config.train.micro_batch == 4
 

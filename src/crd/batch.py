@@ -25,7 +25,7 @@ class Conditioning:
         return Conditioning(self.states[index], pooled, None if self.mask is None else self.mask[index])
 
     def trimmed(self) -> "Conditioning":
-        """Without padding that no row needs, so that a prompt does not depend on those it was encoded with; waits for the device."""
+        """Without padding that no row needs: a prompt then does not depend on those it was encoded with. Waits for the device."""
         if self.mask is None:
             return self
         length = max(1, int(self.mask.any(0).nonzero().max()) + 1)

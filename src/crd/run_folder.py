@@ -18,7 +18,7 @@ class RunFolder:
         self._partial = self.path / "config.yaml.partial"
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"
-        self.micro_batch = self.path / "micro_batch.json"  # rows per forward pass that the run works with
+        self.found = self.path / "found.json"  # what the settings leave open: rows per forward pass, the grid of noise levels
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
         self.summary = self.path / "summary.json"

@@ -24,8 +24,8 @@ from crd.evaluate import Evaluation, Evaluator, mean_of_known
 from crd.given import Prompts, as_given, check_applicable, check_targets, judges, named_rewards, prompt_set
 from crd.interrupt import StopRequest
 from crd.log import Record, logger, read_record
-from crd.models.family import check_guidance
 from crd.micro_batch import choose_micro_batch, rows_per_step, with_micro_batch
+from crd.models.family import check_guidance
 from crd.models.load import load_policy
 from crd.processes import add_up, check_launch, from_main, peak_memory_mib, share_of, split
 from crd.recipe import dump_config
@@ -93,8 +93,8 @@ class CRDTrainer:
 
     def _chosen_micro_batch(self) -> int:
         """As many rows as fit; a run keeps what it chose, so that it goes on with the same sums on the same device."""
-        main = self.accelerator.is_main_process and self.folder.micro_batch.exists()
-        recorded = from_main(self.folder.micro_batch.read_bytes() if main else b"", self.accelerator)
+        main = self.accelerator.is_main_process and self.folder.found.exists()
+        recorded = from_main(self.folder.found.read_bytes() if main else b"", self.accelerator)
         if recorded:
             return int(json.loads(recorded)["micro_batch"])
         if self.policy.sharded:  # a process that runs out of memory in the middle of a pass leaves the others waiting
@@ -365,7 +365,8 @@ class CRDTrainer:
     def _open_folder(self) -> bytes:
         """The newest checkpoint, if there is one, and the evaluations before it; cuts off the records of what came after."""
         self.folder.open(self.config, write=True)
-        self.folder.micro_batch.write_text(json.dumps({"micro_batch": self.micro_batch}) + "\n")
+        found = {"micro_batch": self.micro_batch, "sigmas": self.step.points.tolist()}
+        self.folder.found.write_text(json.dumps(found) + "\n")
         latest = checkpoint.complete(self.folder.checkpoints)
         tensors, facts = checkpoint.load(latest[-1]) if latest else ({}, {})
         lengths = facts.get("records", {"metrics": 0, "timing": 0})

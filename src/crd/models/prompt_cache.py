@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class PromptCache:
         self._keep(prompt, conditioning)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self._file(prompt).with_suffix(f".{id(self)}.partial")  # several processes may write the same prompt
+            partial = self._file(prompt).with_suffix(f".{os.getpid()}.partial")  # several processes may write the same prompt
             save_file({name: tensor.contiguous() for name, tensor in _tensors(conditioning).items()}, partial)
             partial.replace(self._file(prompt))
 

@@ -8,11 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from crd.batch import Conditioning
 from crd.models.policy import ADAPTERS, Policy
 
+
+def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+#: the counter knows the attention of GPUs only
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 TRANSIENT = 3  # largest tensors alive at once in a pass whose results are not kept
 
 
@@ -87,7 +94,7 @@ def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
     backbone = policy.model.backbone
     kept: dict[int, tuple[Tensor, int]] = {}  # by storage; the tensor is held so that no storage is counted as another
     weights: set[int] = set()
-    inputs, outputs, counter = [0], [0], FlopCounterMode(display=False)
+    inputs, outputs, counter = [0], [0], FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
