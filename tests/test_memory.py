@@ -10,7 +10,7 @@ from crd import CRDTrainer
 from crd.batch import Conditioning
 from crd.config import ModelConfig
 from crd.errors import CRDError
-from crd.micro_batch import choose_micro_batch, largest_fitting, rows_per_step
+from crd.micro_batch import choose_micro_batch, largest_fitting, recorded_micro_batch, rows_per_step
 from crd.models.load import load_policy
 from crd.models.prompt_cache import PromptCache, fingerprint
 
@@ -141,6 +141,25 @@ def test_the_run_records_the_rows_it_chose_and_keeps_them(tmp_path, pipeline):
     (tmp_path / "run" / "found.json").write_text('{"micro_batch": 4}')
     again = CRDTrainer(model=tiny_pipeline(), reward_funcs=[redness], config=config)
     assert again.micro_batch == again.step.config.train.micro_batch == 4
+
+
+@pytest.mark.parametrize("found", [b"", b"{", b"[]", b'{"micro_batch": 0}', b'{"micro_batch": "a"}', b"\xff"])
+def test_a_damaged_record_of_rows_is_as_none(found):
+    assert recorded_micro_batch(found) is None
+    assert recorded_micro_batch(b'{"micro_batch": 24}') == 24
+
+
+def test_out_of_memory_names_the_settings_and_loses_nothing(tmp_path, pipeline, monkeypatch):
+    trainer = CRDTrainer(model=pipeline, reward_funcs=[redness], config=tiny_config(tmp_path / "run"))
+
+    def fails(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(trainer.step, "_velocity", fails)
+    with pytest.raises(CRDError, match=r"epoch 1.*train.micro_batch \(now 16\).*batch_size \(now 8\).*2 GiB"):
+        trainer.train()
+    again = CRDTrainer(model=tiny_pipeline(), reward_funcs=[redness], config=tiny_config(tmp_path / "run"))
+    assert (again.train() / "summary.json").exists()
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own

@@ -1,5 +1,6 @@
 """How many sample-timesteps go through the backbone together when the recipe leaves it to us."""
 
+import json
 from collections.abc import Callable
 
 import torch
@@ -22,6 +23,15 @@ def rows_per_step(config: CRDConfig) -> int:
 def with_micro_batch(config: CRDConfig, rows: int) -> CRDConfig:
     """The settings with a definite number of rows per forward pass."""
     return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": rows})})
+
+
+def recorded_micro_batch(found: bytes) -> int | None:
+    """The rows that a run's ``found.json`` names; None if it names none, as a damaged one."""
+    try:
+        rows = json.loads(found)["micro_batch"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return rows if isinstance(rows, int) and rows > 0 else None
 
 
 def choose_micro_batch(policy: Policy, most: int, accelerator: Accelerator) -> int:

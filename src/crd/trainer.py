@@ -24,7 +24,7 @@ from crd.evaluate import Evaluation, Evaluator, mean_of_known
 from crd.given import Prompts, as_given, check_applicable, check_targets, judges, named_rewards, prompt_set
 from crd.interrupt import StopRequest
 from crd.log import Record, logger, read_record
-from crd.micro_batch import choose_micro_batch, rows_per_step, with_micro_batch
+from crd.micro_batch import choose_micro_batch, recorded_micro_batch, rows_per_step, with_micro_batch
 from crd.models.family import check_guidance
 from crd.models.load import load_policy
 from crd.processes import add_up, check_launch, from_main, peak_memory_mib, share_of, split
@@ -95,8 +95,8 @@ class CRDTrainer:
         """As many rows as fit; a run keeps what it chose, so that it goes on with the same sums on the same device."""
         main = self.accelerator.is_main_process and self.folder.found.exists()
         recorded = from_main(self.folder.found.read_bytes() if main else b"", self.accelerator)
-        if recorded:
-            return int(json.loads(recorded)["micro_batch"])
+        if rows := recorded_micro_batch(recorded):
+            return rows
         if self.policy.sharded:  # a process that runs out of memory in the middle of a pass leaves the others waiting
             raise CRDError("train.micro_batch is left open, but a sharded backbone (FSDP2) cannot try out sizes: give a number.")
         return choose_micro_batch(self.policy, rows_per_step(self.config), self.accelerator)
@@ -107,6 +107,12 @@ class CRDTrainer:
         """Trains to ``config.train.epochs``, resuming what the run folder holds; returns the folder with the result."""
         try:
             return self._train()
+        except torch.OutOfMemoryError as error:
+            raise CRDError(
+                f"the device ran out of memory in epoch {self.epoch + 1}; the checkpoints are untouched. Lower train.micro_batch "
+                f"(now {self.micro_batch}) or rollout.batch_size (now {self.config.rollout.batch_size}), which change no result, "
+                f"or set train.gradient_checkpointing; `crd plan` shows what takes how much. {error}"
+            ) from error
         except (OSError, SafetensorError) as error:  # of records, pictures and the result: most often a full disk
             raise CRDError(
                 f"the run in {self.folder.path} stopped: {error}. Its checkpoints are untouched: free some disk space "
