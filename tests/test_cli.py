@@ -67,7 +67,7 @@ def test_a_dry_run_prints_the_settings_and_the_plan_and_writes_nothing(recipe, c
     assert CRDConfig.model_validate(settings).train.epochs == 7
 
 
-def test_train_report_eval_and_sample(recipe, crd, tmp_path):
+def test_train_report_eval_and_sample(recipe, crd, tmp_path, tiny_folder):
     path, control = recipe(), recipe("control", objective={"policy_weight": 0})
     run = path.with_suffix("")
     code, printed = crd("train", path)
@@ -111,4 +111,12 @@ def test_train_report_eval_and_sample(recipe, crd, tmp_path):
     assert code == 0 and "wrote" in printed
     with Image.open(tmp_path / "new" / "x.png") as picture:
         assert picture.size == (2 * 66 + 2, 66 + 2)
+    drawn = []
+    for lora in ((), ("--lora", run)):
+        place = tmp_path / "plain.png"
+        code, printed = crd("sample", tiny_folder, "a red square", "-o", place, "--count", 2, "--steps", 2, *lora)
+        assert code == 0, printed
+        with Image.open(place) as picture:
+            drawn.append(picture.tobytes())
+    assert drawn[0] != drawn[1], "the LoRA file was not put on the model"
     assert torch.get_default_dtype() == torch.float32

@@ -133,6 +133,7 @@ def sample(
     model: Annotated[str, typer.Argument(help="a finished run, 'nano', a diffusers folder or a hub id")],
     prompt: Annotated[str, typer.Argument(help="what to draw, e.g. 'a sign that says \"STAR\"'")],
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write")] = Path("sample.png"),
+    lora: Annotated[Path | None, typer.Option(help="LoRA file of diffusers, or its folder, to put on the model")] = None,
     count: Annotated[int, typer.Option(help="pictures", min=1)] = 4,
     steps: Annotated[int, typer.Option(help="solver steps", min=1)] = 28,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance scale; 1: none", min=1)] = 1.0,
@@ -141,7 +142,7 @@ def sample(
     """Draw pictures with a model or a run."""
     from crd.inference import sample_model
 
-    sample_model(model, prompt, output, count, steps, guidance, seed)
+    sample_model(model, lora, prompt, output, count, steps, guidance, seed)
     typer.echo(f"wrote {output}")
 
 

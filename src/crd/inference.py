@@ -15,13 +15,17 @@ from crd.suite_run import Drawing, evaluate_suites
 from crd.suites import own_suite
 
 
-def sample_model(model: str, prompt: str, output: Path, count: int, steps: int, guidance: float, seed: int) -> None:
-    """Draws ``count`` pictures of one prompt side by side into a PNG."""
+def sample_model(
+    model: str, lora: Path | None, prompt: str, output: Path, count: int, steps: int, guidance: float, seed: int
+) -> None:
+    """Draws ``count`` pictures of one prompt side by side into a PNG; raises CRDError if the model cannot be guided so."""
     if not prompt.strip():
         raise CRDError("the prompt is empty: say what to draw.")
     if output.suffix != ".png":
         raise CRDError(f"--output: {output} must end in .png.")
-    policy, name, config = open_model(model, Accelerator())
+    policy, name, config = open_model(model, Accelerator(), lora)
+    if guidance != 1 and not policy.model.has_unconditional:
+        raise CRDError(f"--guidance is {guidance:g}, but this model has no unconditional branch. Leave it at 1.")
     if unknown := policy.model.unknown_words(prompt):
         print(f"note: the model does not know {', '.join(unknown)}")
     group = PromptGroup(0, prompt, {})

@@ -109,7 +109,8 @@ def collect(
     conditioning = policy.encode([prompt.text for prompt in prompts] or [""])  # a process may have no pictures to draw
     sigmas = policy.model.sigmas(sampling.steps, sampling.shift)
     latents, paths, pictures, pending = [], [], [], []
-    with ThreadPoolExecutor(max_workers=1) as scorer:  # a batch is scored while the next one is drawn
+    # a batch is scored while the next one is drawn
+    with ThreadPoolExecutor(max_workers=1, initializer=_enter_device, initargs=(policy.device,)) as scorer:
         for part in policy.in_step(list(chunks(len(prompts), sampling.batch_size))):
             if part is None:  # forward passes that only other processes need
                 _draw(policy, conditioning.select(torch.zeros(1, dtype=torch.long, device=policy.device)), sigmas, sampling, [0])
@@ -140,6 +141,12 @@ def _draw(
         return path.points[:, -1], path
     start = sampling.noise(policy, sample_ids)
     return draw_latents(policy, conditioning, start, sigmas, sampling.guidance_scale, sampling.solver), None
+
+
+def _enter_device(device: torch.device) -> None:
+    """A new thread begins on the first GPU; a reward that says "cuda" means that of its process."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 @torch.no_grad()  # of the thread that scores
