@@ -89,33 +89,39 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
-    """Operations of a forward pass of one row, and the bytes that it keeps for its backward pass."""
-    backbone = policy.model.backbone
-    kept: dict[int, tuple[Tensor, int]] = {}  # by storage; the tensor is held so that no storage is counted as another
-    weights: set[int] = set()
-    inputs, outputs, counter = [0], [0], FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+class _Meter:
+    """Listens to one pass through a backbone: what is kept for the backward pass, what blocks are given, the largest result."""
 
-    def keep(tensor: Tensor) -> Tensor:
+    def __init__(self, weights: set[int]):
+        self.weights = weights  # storages that are there anyway
+        self.kept: dict[int, tuple[Tensor, int]] = {}  # by storage; tensors are held, or a new one might get an old one's number
+        self.inputs = self.largest = 0
+
+    def keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = (tensor, storage.nbytes())
+        if storage._cdata not in self.weights:
+            self.kept[storage._cdata] = (tensor, storage.nbytes())
         return tensor
 
-    def enter(module: Any, arguments: Any, named: Any) -> None:
-        inputs[0] += sum(_bytes(value) for value in (*arguments, *named.values()) if isinstance(value, Tensor))
+    def enter(self, module: Any, arguments: Any, named: Any) -> None:
+        self.inputs += sum(map(_bytes, _tensors((*arguments, *named.values()))))
 
-    def leave(module: Any, arguments: Any, result: Any) -> None:
-        outputs[0] = max(outputs[0], *(_bytes(value) for value in _tensors(result)), 0)
+    def leave(self, module: Any, arguments: Any, result: Any) -> None:
+        self.largest = max(self.largest, *map(_bytes, _tensors(result)), 0)
 
+
+def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
+    """Operations of a forward pass of one row, and the bytes that it keeps for its backward pass."""
+    backbone, counter = policy.model.backbone, FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    meter = _Meter(set())
     blocks = [block for stack in backbone.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
-    handles = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in blocks]
-    handles += [module.register_forward_hook(leave) for module in backbone.modules()]
+    handles = [block.register_forward_pre_hook(meter.enter, with_kwargs=True) for block in blocks]
+    handles += [module.register_forward_hook(meter.leave) for module in backbone.modules()]
     forward = backbone.forward
 
     def count(*arguments: Any, **named: Any) -> None:
-        with _faked(backbone), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            weights.update(parameter.untyped_storage()._cdata for parameter in backbone.parameters())
+        with _faked(backbone), counter, torch.autograd.graph.saved_tensors_hooks(meter.keep, lambda tensor: tensor):
+            meter.weights.update(parameter.untyped_storage()._cdata for parameter in backbone.parameters())
             result = forward(*arguments, **named)  # kept until all is counted
             del result
         raise _Counted
@@ -130,25 +136,21 @@ def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
         del backbone.forward
         for handle in handles:
             handle.remove()
-    saved = sum(size for _, size in kept.values())
+    saved = sum(size for _, size in meter.kept.values())
     return {
         "row_flops": float(counter.get_total_flops()),
         "row_bytes": saved,
         # the inputs of all blocks, and one block at a time as if it were not checkpointed
-        "checkpointed_row_bytes": min(saved, inputs[0] + saved // max(1, len(blocks))),
-        "transient_bytes": TRANSIENT * outputs[0],
+        "checkpointed_row_bytes": min(saved, meter.inputs + saved // max(1, len(blocks))),
+        "transient_bytes": TRANSIENT * meter.largest,
     }
 
 
 def _decode(policy: Policy) -> int:
     """Bytes of one picture while the VAE decodes it: its largest tensors, of which some live at once."""
-    vae, largest = policy.model.pipeline.vae, [0]
-
-    def leave(module: Any, arguments: Any, result: Any) -> None:
-        largest[0] = max(largest[0], *(_bytes(value) for value in _tensors(result)), 0)
-
+    vae, meter = policy.model.pipeline.vae, _Meter(set())
     pixels = policy.model.height * policy.model.width
-    handles = [module.register_forward_hook(leave) for module in vae.decoder.modules()]
+    handles = [module.register_forward_hook(meter.leave) for module in vae.decoder.modules()]
     try:
         with _faked(vae):
             policy.model.decode(torch.zeros(1, *policy.model.latent_shape, device=policy.device))
@@ -157,7 +159,7 @@ def _decode(policy: Policy) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return max(TRANSIENT * largest[0], 3 * 4 * pixels)
+    return max(TRANSIENT * meter.largest, 3 * 4 * pixels)
 
 
 def _tensors(result: Any) -> list[Tensor]:
