@@ -10,6 +10,18 @@ from torch import Tensor
 from crd.config import ModelConfig
 from crd.errors import CRDError
 
+#: the attention projections of both streams of a transformer with two, as published for SD3.5
+LORA_TARGETS = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+
 
 def picture_size(config: ModelConfig, default: int, multiple: int) -> tuple[int, int]:
     """Height and width in pixels, ``default`` where the recipe says none; raises CRDError if the model cannot draw them."""

@@ -11,8 +11,7 @@ from torch import Tensor
 from crd.batch import Conditioning
 from crd.config import ModelConfig
 from crd.flow import guide
-from crd.models.common import even_sigmas, no_distilled_guidance, picture_size, unknown_words
-from crd.models.sd3 import LORA_TARGETS
+from crd.models.common import LORA_TARGETS, even_sigmas, no_distilled_guidance, picture_size, unknown_words
 
 
 @functools.lru_cache(maxsize=8)

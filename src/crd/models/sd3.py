@@ -9,19 +9,7 @@ from torch import Tensor
 from crd.batch import Conditioning
 from crd.config import ModelConfig
 from crd.flow import TIMESTEPS, guide
-from crd.models.common import flow_scheduler, no_distilled_guidance, picture_size, unknown_words
-
-#: the attention projections of both streams, as published (theory, section 8)
-LORA_TARGETS = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-)
+from crd.models.common import LORA_TARGETS, flow_scheduler, no_distilled_guidance, picture_size, unknown_words
 
 
 class SD3:
