@@ -89,7 +89,7 @@ def test_idle_components_visit_the_device_only_while_they_are_used(monkeypatch):
     journeys = []
     for name in ("text_encoder", "text_encoder_2", "vae"):
         module = policy.model.pipeline.components[name]
-        monkeypatch.setattr(module, "to", lambda device, name=name: journeys.append((name, str(device))))
+        monkeypatch.setattr(module, "to", lambda device, name=name, module=module: journeys.append((name, str(device))) or module)
     policy.encode(PROMPTS)
     assert journeys == [("text_encoder", "cpu"), ("text_encoder_2", "cpu")] * 2  # there and back
     policy.encode(PROMPTS)

@@ -160,3 +160,11 @@ def test_one_failing_reward_of_several_fails_the_sample():
     scores = RewardSet([good, bad]).score([None, None], ["a", "b"], [{}, {}])
     assert math.isnan(scores.total[0]) and scores.total[1] == 3.5
     assert scores.parts["good"].tolist() == [1, 2] and scores.failures == {"good": 0, "bad": 1}
+
+
+def test_running_out_of_memory_is_not_the_rewards_failure():
+    def hungry(images, prompts, **metadata):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        RewardSet([NamedReward("hungry", hungry)]).score([Image.new("RGB", (8, 8))], ["x"], [{}])

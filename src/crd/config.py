@@ -36,7 +36,7 @@ class ModelConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the frozen weights and of autocast; auto: bfloat16 on a GPU that has it, else float32"""
     int8: bool = False
-    """keep the frozen matrices of the backbone's blocks in 8 bits (torchao): half the memory of bfloat16"""
+    """keep the frozen matrices of the backbone's blocks in 8 bits (torchao): half the memory; needs gradient_checkpointing"""
     compile: bool = False
     """compile the backbone's blocks (torch.compile): a minute at the start, faster steps on a GPU"""
     idle_on_host: bool = True
@@ -270,6 +270,11 @@ class CRDConfig(Section):
             raise ValueError(
                 f"train.steps_per_epoch ({self.train.steps_per_epoch}) must divide "
                 f"rollout.prompts_per_epoch ({self.rollout.prompts_per_epoch})"
+            )
+        if self.model.int8 and not self.train.gradient_checkpointing:
+            raise ValueError(
+                "model.int8 needs train.gradient_checkpointing: without it every 8-bit matrix is kept in full precision for the "
+                "backward pass, which takes more memory than no int8 at all"
             )
         if self.objective.policy_weight == 0 and self.anchor.strength == 0:
             raise ValueError("objective.policy_weight and anchor.strength are both 0: nothing would be trained")

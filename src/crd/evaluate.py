@@ -102,7 +102,8 @@ class Evaluator:
         for part in self.policy.in_step(list(chunks(len(ids), self.config.rollout.batch_size))):
             # None: forward passes that only other processes need, of any picture
             x, here = (x0[part], ids[part]) if part else (torch.zeros(1, *x0.shape[1:], device=x0.device), [0])
-            conditioning = self.policy.encode([self.members[i].text for i in here])
+            coming = [self.members[i].text for i in ids[part.stop :]] if part else []
+            conditioning = self.policy.encode([self.members[i].text for i in here], ahead=coming)
             total = torch.zeros(len(here), device=self.policy.device)
             for sigma in DRIFT_SIGMAS:
                 level = torch.full((1, len(here)), sigma, device=self.policy.device)

@@ -106,16 +106,16 @@ def collect(
     progress: Callable[[int], Any] = lambda pictures: None,
 ) -> Drawn:
     """Draws and scores one picture per entry of ``prompts`` with the weights in use; ``progress`` is told how many were drawn."""
-    conditioning = policy.encode([prompt.text for prompt in prompts] or [""])  # a process may have no pictures to draw
+    texts = [prompt.text for prompt in prompts]
     sigmas = policy.model.sigmas(sampling.steps, sampling.shift)
     latents, paths, pictures, pending = [], [], [], []
     # a batch is scored while the next one is drawn
     with ThreadPoolExecutor(max_workers=1, initializer=_enter_device, initargs=(policy.device,)) as scorer:
         for part in policy.in_step(list(chunks(len(prompts), sampling.batch_size))):
             if part is None:  # forward passes that only other processes need
-                _draw(policy, conditioning.select(torch.zeros(1, dtype=torch.long, device=policy.device)), sigmas, sampling, [0])
+                _draw(policy, policy.encode(texts[:1] or [""]), sigmas, sampling, [0])
                 continue
-            here = policy.encode([prompt.text for prompt in prompts[part]])
+            here = policy.encode(texts[part], ahead=texts[part.stop :])
             x0, path = _draw(policy, here, sigmas, sampling, sample_ids[part])
             images = policy.decode(x0)
             pending.append(scorer.submit(_score, rewards, images, prompts[part]))

@@ -293,7 +293,7 @@ class TrainStep:
         return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.clip_norm)
 
     def _statistics(self, sums: Tensor, norm: Tensor, count: int) -> dict[str, float]:
-        """Means over the step's samples and levels, of all processes; the only host-device sync of a step."""
+        """Means over the step's samples and levels, of all processes; the only place where a step waits for its own results."""
         total = self.accelerator.reduce(sums, "sum") / max(1, count)
         policy, anchor, distance, r2, a2, ra, norm_value = torch.cat([total, norm.reshape(1).float()]).tolist()
         rows = self.rows

@@ -77,12 +77,12 @@ class CRDTrainer:
         torch.manual_seed(derive_seed(config.seed, "lora-init"))
         self.policy = load_policy(model or config.model.path, config.model, self.accelerator.device)
         check_guidance(self.policy.model, config)
+        everything = RewardSet([*rewards, *judges(config)])  # their networks take memory of the same GPU: before sizes are tried
         if config.train.gradient_checkpointing:
             self.policy.model.backbone.enable_gradient_checkpointing()
         self.micro_batch = config.train.micro_batch or self._chosen_micro_batch()
         self.step = TrainStep(self.policy, with_micro_batch(config, self.micro_batch), self.accelerator)
         held_out = self.eval_prompts.first(config.evaluation.prompts)
-        everything = RewardSet([*rewards, *judges(config)])
         self.evaluator = Evaluator(self.policy, everything, held_out, config, self.accelerator)
         self.epoch = 0  # epochs done
         self.steps_done = 0  # optimiser steps

@@ -57,8 +57,17 @@ def learning_curves(results: Results, path: Path) -> str:
                 _band(axis, x, list(points.values()), style)
             _baseline_lines(axis, results, task)
             axis.set_xlabel(title)
+        _frame(row)
         row[0].set_ylabel(f"{results.suite.label(task)}\nreward, held-out prompts")
     return _save(figure, axes[0][0], path)
+
+
+def _frame(row: Any) -> None:
+    """Shows all means; intervals of few seeds may be wider than anything that can happen, and are cut."""
+    heights = [float(y) for axis in row for line in axis.lines for y in line.get_ydata()]
+    margin = 0.25 * (max(heights) - min(heights)) if heights else 0.0
+    if margin:
+        row[0].set_ylim(min(heights) - margin, max(heights) + margin)
 
 
 def judges(results: Results, path: Path, task: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 
 from crd.config import ModelConfig
@@ -16,7 +17,7 @@ from crd.models.policy import Policy
 from crd.models.prompt_cache import PromptCache, fingerprint
 from crd.models.quantize import quantize
 
-COMPILED_VARIANTS = 32  # of a block, at most: dynamo's own limit of 8 is below four sets of weights times gradients on and off
+COMPILED_VARIANTS = 96  # dynamo's own limit of 8 is below kinds of blocks x sets of weights x gradients on and off
 
 
 def nano_folder() -> Path:
@@ -27,7 +28,8 @@ def nano_folder() -> Path:
 def load_precision(setting: str, device: torch.device) -> torch.dtype:
     """float32, or bfloat16 where the device has it and the setting allows."""
     if setting == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     return torch.float32 if setting == "float32" else torch.bfloat16
 
 
@@ -49,6 +51,10 @@ def load_pipeline(path: str, dtype: torch.dtype) -> DiffusionPipeline:
             place = str(folder) if looks_local else path
             return DiffusionPipeline.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, **absent_components(place))
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        if isinstance(error, GatedRepoError) or isinstance(error.__context__, GatedRepoError):
+            raise CRDError(
+                f"model.path: {path} is gated: accept its licence on its page of the hub, then log in with `hf auth login`."
+            ) from error
         raise CRDError(f"model.path: {path!r} cannot be loaded as a diffusers pipeline: {error}") from error
 
 

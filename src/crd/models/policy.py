@@ -130,17 +130,25 @@ class Policy:
 
     # ------------------------------------------------------------------------------------- prompts
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of the prompts, in their order; each distinct prompt is encoded once."""
+    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> Conditioning:
+        """Conditioning of the prompts, in their order; each distinct prompt is encoded once.
+
+        If encoders must be fetched, they also encode what is asked for next, ``ahead``, as far as the cache has room.
+        """
         rows = {prompt: self._prompts.get(prompt) for prompt in dict.fromkeys(prompts)}
         missing = [prompt for prompt, row in rows.items() if row is None]
+        if missing:
+            missing += [prompt for prompt in dict.fromkeys(ahead) if prompt not in rows and not self._prompts.has(prompt)]
         with self._awake(*self.model.text_encoders) if missing else contextlib.nullcontext():
             for start in range(0, len(missing), ENCODED_TOGETHER):
                 batch = missing[start : start + ENCODED_TOGETHER]
+                if rows.keys().isdisjoint(batch) and start + len(batch) > self._prompts.room:
+                    break
                 encoded = self.model.encode(batch)
                 for i, prompt in enumerate(batch):
                     row = encoded.select(torch.tensor([i], device=self.device)).trimmed()
-                    rows[prompt] = row
+                    if prompt in rows:
+                        rows[prompt] = row
                     self._prompts.put(prompt, row)
         return Conditioning.cat([known for prompt in prompts if (known := rows[prompt])])
 
@@ -153,14 +161,16 @@ class Policy:
     def _awake(self, *components: str) -> Iterator[None]:
         """Components of the pipeline that wait in host memory are on the device within this scope."""
         modules = [self.model.pipeline.components[name] for name in components] if self._idle_on_host else []
-        modules = [module for module in modules if module is not None]
+        modules = [module.to("cpu") for module in modules if module is not None]
+        waiting = [[tensor.data for tensor in (*module.parameters(), *module.buffers())] for module in modules]
         for module in modules:
             module.to(self.device)
         try:
             yield
-        finally:
-            for module in modules:
-                module.to("cpu")
+        finally:  # frozen: what lies in host memory is still right and need not be copied back
+            for module, values in zip(modules, waiting, strict=True):
+                for tensor, value in zip((*module.parameters(), *module.buffers()), values, strict=True):
+                    tensor.data = value
 
     # ------------------------------------------------------------------------------------ velocity
 

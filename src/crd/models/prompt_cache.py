@@ -35,6 +35,15 @@ class PromptCache:
             self._keep(prompt, found)
         return found
 
+    def has(self, prompt: str) -> bool:
+        """Whether the prompt need not be encoded."""
+        return prompt in self._kept or (self.folder is not None and self._file(prompt).exists())
+
+    @property
+    def room(self) -> int:
+        """Prompts of the newest one's size that are kept at once."""
+        return self.limit_bytes // _size(next(reversed(self._kept.values()))) if self._kept else 1
+
     def put(self, prompt: str, conditioning: Conditioning) -> None:
         self._keep(prompt, conditioning)
         if self.folder is not None:
@@ -46,8 +55,9 @@ class PromptCache:
     def _keep(self, prompt: str, conditioning: Conditioning) -> None:
         self._kept[prompt] = conditioning
         self._bytes += _size(conditioning)
-        while self._bytes > self.limit_bytes and len(self._kept) > 1:
-            self._bytes -= _size(self._kept.popitem(last=False)[1])
+        while self._bytes > self.limit_bytes and len(self._kept) > 2:
+            oldest = next(prompt for prompt in self._kept if prompt)  # the empty one stays: guided passes ask for it in a step
+            self._bytes -= _size(self._kept.pop(oldest))
 
     def _file(self, prompt: str) -> Path:
         assert self.folder is not None

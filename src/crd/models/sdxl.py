@@ -56,8 +56,8 @@ class SDXL:
         return self.schedule.start(noise, sigmas)
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        size = (self.height, self.width)
-        time_ids = x.new_tensor([*size, 0, 0, *size]).expand(len(x), -1)  # original size, crop, target size
+        size = (self.height, self.width)  # original size, crop, target size; filled on the device, a copy would wait for it
+        time_ids = torch.stack([x.new_full((len(x),), pixels) for pixels in (*size, 0, 0, *size)], 1)
         prediction = self.backbone(
             x / expand(vp_norm(sigma), x),
             self.schedule.timesteps(sigma),

@@ -30,7 +30,7 @@ def before_after(path: Path, sheets: dict[str, Path], prompts: list[str], pictur
             if i == 0:
                 axis.set_title(_wrap(prompts[j]), fontsize=7)
         axes[i][0].set_ylabel(title, fontsize=8)
-    figure.suptitle("The same prompts and seeds, before and after", fontsize=10)
+    figure.suptitle("The same prompts and seeds", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)

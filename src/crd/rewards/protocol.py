@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 
 from crd.errors import CRDError
@@ -86,6 +87,8 @@ class RewardSet:
             if len(answer) != len(images):
                 raise ValueError(f"returned {len(answer)} scores for {len(images)} pictures")
             values = np.array([math.nan if value is None else float(value) for value in answer])
+        except torch.OutOfMemoryError:  # of the run, and no fault of the reward: the trainer says which settings to change
+            raise
         except Exception as error:  # noqa: BLE001  a reward is the user's code: count, log, go on within the limit
             self._log_once(reward.name, error)
             return np.full(len(images), math.nan)
