@@ -9,7 +9,8 @@ from tiny import tiny_config
 
 from crd.config import CRDConfig
 from crd.errors import CRDError
-from crd.given import as_given, check_targets, prompt_set
+from crd.given import as_given, prompt_set
+from crd.given_checks import check_targets
 from crd.prompts import MAX_LINE, load_prompts, make_prompt_set
 from crd.rewards.geneval import GenEvalReward
 from crd.rewards.geneval.prompts import color_attr, position, single_object

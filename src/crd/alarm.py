@@ -86,5 +86,5 @@ def best_evaluation(rows: list[Row], settings: AlarmConfig) -> Row:
     alarmed = {alarm.label for alarm in find_alarms(rows, settings)}
     own = students(rows)
     sound = [row for row in own if row["label"] not in alarmed] or own
-    names = watched(rows, settings) or ["reward"]
+    names = [name for name in watched(rows, settings) if all(name in row for row in sound)] or ["reward"]
     return max(sound, key=lambda row: sum(row[name] for name in names))

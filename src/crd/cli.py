@@ -59,7 +59,7 @@ def train(
 def plan(
     recipe: Annotated[Path, typer.Argument(help="a YAML recipe")],
     overrides: Overrides = None,
-    gpu: Annotated[str | None, typer.Option(help="plan for this GPU, e.g. h100, rtx-4090  [default: this machine]")] = None,
+    gpu: Annotated[str | None, typer.Option(help="plan for this GPU, e.g. h100, rtx-4090; default: this machine")] = None,
     utilisation: Annotated[float, typer.Option(help="share of the GPU's stated speed that is reached", min=0.01, max=1)] = 0.35,
 ) -> None:
     """Count what a run will cost: parameters, memory by part, operations, time; whether it fits, and which setting to change."""
@@ -83,8 +83,8 @@ def report(
     if not folder.lora.exists():
         raise CRDError(f"{run} is not finished: it has no {folder.lora.name}. Run `crd train` with its recipe again.")
     other = RunFolder(control) if control else None
-    if other:
-        other.config()
+    if other and other.config().objective.policy_weight:
+        raise CRDError(f"--control: {control} was trained on the reward. Expected a run with objective.policy_weight=0.")
     _show(write_report(folder, config, other), run)
 
 
@@ -93,23 +93,23 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="a finished run, 'nano', a diffusers folder or a hub id")],
     suite: Annotated[list[str] | None, typer.Option(help="geneval, ocr, geneval-nano, ocr-nano; several with commas")] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="instead of a suite: prompt file or nano/TASK/SPLIT  [default: the run's held-out prompts]")
+        str | None, typer.Option(help="instead of a suite: prompt file or nano/TASK/SPLIT; default: the run's held-out prompts")
     ] = None,
     reward: Annotated[
-        list[str] | None, typer.Option(help="rewards for --prompts, by name; several with commas  [default: the run's]")
+        list[str] | None, typer.Option(help="rewards for --prompts, by name; several with commas; default: the run's")
     ] = None,
     judges: Annotated[list[str] | None, typer.Option(help="further scores to show, by name; several with commas")] = None,
     options: Annotated[str, typer.Option(help='options of these scores as JSON, e.g. \'{"ocr": {"detect": true}}\'')] = "{}",
     lora: Annotated[Path | None, typer.Option(help="LoRA file of diffusers, or its folder, to put on the model")] = None,
-    count: Annotated[int | None, typer.Option(help="prompts to use, the first ones  [default: all]", min=1)] = None,
+    count: Annotated[int | None, typer.Option(help="prompts to use, the first ones; default: all", min=1)] = None,
     pictures: Annotated[int, typer.Option(help="pictures per prompt", min=1)] = 4,
     steps: Annotated[int, typer.Option(help="solver steps", min=1)] = 28,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance scale; 1: none", min=1)] = 1.0,
     seed: Annotated[int, typer.Option(help="of the pictures")] = 1234,
     batch_size: Annotated[
-        int | None, typer.Option(help="pictures drawn and scored together  [default: the run's, or 32]", min=1)
+        int | None, typer.Option(help="pictures drawn and scored together; default: the run's, or 32", min=1)
     ] = None,
-    height: Annotated[int | None, typer.Option(help="pixels  [default: the run's or the model's]", min=1)] = None,
+    height: Annotated[int | None, typer.Option(help="pixels; default: the run's or the model's", min=1)] = None,
     width: Annotated[int | None, typer.Option(help="as --height", min=1)] = None,
     output: Annotated[Path | None, typer.Option(help="folder for metrics.json and a grid of pictures per suite")] = None,
 ) -> None:
@@ -150,7 +150,7 @@ def sample(
 def export(
     run: Annotated[Path, typer.Argument(help="folder of a finished run")],
     to: Annotated[Form, typer.Option(help="LoRA file of diffusers; whole pipeline with the LoRA merged; LoRA file for ComfyUI")],
-    output: Annotated[Path | None, typer.Option(help="new folder to write  [default: RUN/export/FORM]")] = None,
+    output: Annotated[Path | None, typer.Option(help="new folder to write; default: RUN/export/FORM")] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="upload to this model repository, made if new")] = None,
     private: Annotated[bool, typer.Option("--private", help="make the repository private; a public one is refused")] = False,
 ) -> None:
@@ -206,7 +206,7 @@ def nano_build(
     steps: Annotated[int | None, typer.Option(help="optimiser steps of the transformer; default: as shipped")] = None,
     seed: Annotated[int, typer.Option(help="of data and initialisation")] = 0,
 ) -> None:
-    """Pretrain the embedded base model (about 2 hours on two cores), restartable at any point."""
+    """Pretrain the embedded base model (about 80 minutes on two cores), restartable at any point."""
     from crd.nano.build import build
     from crd.nano.settings import BuildConfig
 

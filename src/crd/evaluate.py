@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crd.batch import PromptGroup
 from crd.config import CRDConfig
-from crd.judges.fitting import SetJudges, fitting_judges, fitting_set_judges
+from crd.judges.fitting import SET_JUDGES, SetJudges, fitting_judges, fitting_set_judges
 from crd.models.policy import Policy, Weights
 from crd.objectives.terms import noised, velocity_distance
 from crd.processes import add_up, share_of
@@ -68,6 +68,11 @@ class Evaluator:
         self.members = [prompt for prompt in prompts for _ in range(config.evaluation.pictures_per_prompt)]
         self.noise_ids = list(range(len(self.members))) if noise_ids is None else noise_ids
 
+    @property
+    def judge_names(self) -> list[str]:
+        """What an evaluation scores, rewards included."""
+        return [reward.name for reward in self.rewards.rewards] + (list(SET_JUDGES) if self.set_judges else [])
+
     def __call__(
         self, name: Weights, guidance_scale: float, progress: Callable[[int], Any] = lambda pictures: None
     ) -> Evaluation:
@@ -87,7 +92,8 @@ class Evaluator:
         columns = {**drawn.scores.parts, "reward": drawn.scores.total, "drift": drift}  # whatever a reward is called
         everywhere = {key: add_up(values, ids, count, self.accelerator) for key, values in columns.items()}
         pictures = self._gather(drawn.pictures, ids)
-        metrics = {key: mean_of_known(values) for key, values in everywhere.items()}
+        # a judge that scored nothing has no mean; the reward's is 0 then, and "failed" says that it is none
+        metrics = {key: mean_of_known(v) for key, v in everywhere.items() if key == "reward" or not np.isnan(v).all()}
         metrics["failed"] = float(np.isnan(everywhere["reward"]).mean())
         metrics["diversity"] = self._diversity(pictures)
         if self.set_judges:

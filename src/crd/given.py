@@ -11,12 +11,7 @@ from diffusers import DiffusionPipeline
 from crd.config import CRDConfig, RewardConfig
 from crd.errors import CRDError
 from crd.prompts import PromptSet, load_prompts, make_prompt_set
-from crd.rewards.geneval.detector import Detector
-from crd.rewards.geneval.prompts import COCO_CLASSES, COLORS
-from crd.rewards.geneval.reward import GenEvalReward
-from crd.rewards.geneval.rules import check_metadata
 from crd.rewards.named import resolve_reward
-from crd.rewards.ocr import OCRReward, quoted_target
 from crd.rewards.protocol import NamedReward, RewardFunction
 from crd.seeding import derive_seed
 
@@ -65,8 +60,10 @@ def named_rewards(functions: Sequence[RewardFunction | str] | None, config: CRDC
     """The rewards that were given, or else those of the settings."""
     if functions is None:
         return [NamedReward(r.name, resolve_reward(r.name, r.options), r.weight, r.applies_to) for r in config.rewards]
-    if not functions:
-        raise CRDError("reward_funcs is empty: give at least one callable or name.")
+    if isinstance(functions, str) or callable(functions) or not functions:
+        raise CRDError(f"reward_funcs: expected a list of at least one callable or name, got {functions!r}.")
+    if wrong := [function for function in functions if not (isinstance(function, str) or callable(function))]:
+        raise CRDError(f"reward_funcs: expected callables or names, got {wrong[0]!r}.")
     return [NamedReward(f, resolve_reward(f, {})) if isinstance(f, str) else NamedReward(_name_of(f), f) for f in functions]
 
 
@@ -79,69 +76,6 @@ def _name_of(function: Any) -> str:
     return function.__name__ if isinstance(function, FunctionType) else type(function).__name__
 
 
-def check_targets(rewards: list[NamedReward], prompts: PromptSet) -> None:
-    """Prompts that give an OCR or GenEval reward nothing to judge end the run before it begins."""
-    reading = [reward.name for reward in rewards if isinstance(reward.function, OCRReward)]
-    if reading and not any(quoted_target(text) for text in prompts.texts):
-        raise CRDError(
-            f"prompts.train: no prompt has a word in double quotes, which the reward {reading[0]!r} looks for, "
-            f'e.g. a sign that says "STAR". The first prompt is {prompts.texts[0]!r}.'
-        )
-    for reward in rewards:
-        if isinstance(reward.function, GenEvalReward):
-            _check_geneval(reward.name, reward.function, prompts)
-
-
-def _check_geneval(name: str, reward: GenEvalReward, prompts: PromptSet) -> None:
-    judged = [(text, entry) for text, entry in zip(prompts.texts, prompts.metadata, strict=True) if "include" in entry]
-    if not judged:
-        raise CRDError(
-            f"prompts.train: no prompt has GenEval metadata (tag, include), which the reward {name!r} needs. "
-            f"`crd prompts geneval` writes such a file. The first prompt is {prompts.texts[0]!r}."
-        )
-    known = _words_of(reward.detector)
-    for text, entry in judged:
-        try:
-            check_metadata(entry)
-        except CRDError as error:
-            raise CRDError(f"prompts.train: {text!r}: {error}") from None
-        clauses = [*entry["include"], *(entry.get("exclude") or ())]
-        for key, words in known.items():
-            if unknown := [clause[key] for clause in clauses if clause.get(key, words[0]) not in words]:
-                raise CRDError(
-                    f"prompts.train: {text!r}: the detector of the reward {name!r} knows no {key} {unknown[0]!r}; "
-                    f"it knows {', '.join(words)}. Leave such prompts out, or give another detector."
-                )
-
-
-def _words_of(detector: Detector) -> dict[str, tuple[str, ...]]:
-    """The values of clauses' keys that a detector can name; nothing of one that is not ours."""
-    from crd.nano import world  # here, since the world loads matplotlib
-    from crd.nano.detector import NanoDetector
-    from crd.nano.judges import NetDetector
-
-    if isinstance(detector, NanoDetector | NetDetector):
-        return {"class": tuple(world.SHAPES), "color": tuple(world.COLORS)}
-    if "crd.rewards.geneval.mask2former" in sys.modules:  # where it is not loaded, nobody has such a detector
-        from crd.rewards.geneval.mask2former import Mask2FormerDetector
-
-        if isinstance(detector, Mask2FormerDetector):
-            return {"class": COCO_CLASSES, "color": COLORS}
-    return {}
-
-
-def check_applicable(rewards: list[NamedReward], prompts: PromptSet) -> None:
-    """Every prompt must have a reward, or its pictures are drawn for nothing."""
-    rows = zip(prompts.texts, prompts.metadata, strict=True)
-    bare = [text for text, metadata in rows if not any(reward.applies(text, metadata) for reward in rewards if reward.weight)]
-    if bare:
-        rules = ", ".join(f"{reward.name} to {reward.applies_to or 'all'}" for reward in rewards)
-        raise CRDError(
-            f"rewards: none applies to {len(bare)} of {len(prompts)} training prompts, the first is {bare[0]!r}. "
-            f"They apply so: {rules}. Drop these prompts or change rewards[].applies_to."
-        )
-
-
 def as_given(
     config: CRDConfig,
     model: str | DiffusionPipeline | None,
@@ -151,6 +85,8 @@ def as_given(
 ) -> CRDConfig:
     """The settings with what was given as Python objects named in them, so that the run folder tells what it holds."""
     changes: dict[str, Any] = {}
+    if not (model is None or isinstance(model, str | DiffusionPipeline)):
+        raise CRDError(f"model: expected a name, a folder's name or a loaded DiffusionPipeline, got a {type(model).__name__}.")
     if model is not None:
         path = model if isinstance(model, str) else str(model.config.get("_name_or_path") or type(model).__name__)
         changes["model"] = config.model.model_copy(update={"path": path})

@@ -21,7 +21,8 @@ from crd.batch import PromptGroup, Samples
 from crd.config import CRDConfig
 from crd.errors import CRDError
 from crd.evaluate import Evaluation, Evaluator, mean_of_known
-from crd.given import Prompts, as_given, check_applicable, check_targets, judges, named_rewards, prompt_set
+from crd.given import Prompts, as_given, judges, named_rewards, prompt_set
+from crd.given_checks import check_alarm_judges, check_applicable, check_targets, check_trackers
 from crd.interrupt import StopRequest
 from crd.log import Record, logger, read_record
 from crd.micro_batch import choose_micro_batch, recorded_micro_batch, rows_per_step, with_micro_batch
@@ -72,6 +73,7 @@ class CRDTrainer:
         check_targets(rewards, self.train_prompts)
         check_applicable(rewards, self.train_prompts)
         self.rewards = RewardSet(rewards)
+        check_trackers(config)
         self.accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output_dir)
         check_launch(self.accelerator)
         torch.manual_seed(derive_seed(config.seed, "lora-init"))
@@ -84,6 +86,7 @@ class CRDTrainer:
         self.step = TrainStep(self.policy, with_micro_batch(config, self.micro_batch), self.accelerator)
         held_out = self.eval_prompts.first(config.evaluation.prompts)
         self.evaluator = Evaluator(self.policy, everything, held_out, config, self.accelerator)
+        check_alarm_judges(config, self.evaluator.judge_names)
         self.epoch = 0  # epochs done
         self.steps_done = 0  # optimiser steps
         self.evaluations: list[dict[str, Any]] = []  # rows of all evaluations so far
@@ -183,7 +186,7 @@ class CRDTrainer:
             "reward_std": float(known.std(correction=0)) if len(known) else 0.0,
             "zero_spread_groups": advantages.zero_spread,
             "failed": failed,
-            **({f"reward_{name}": mean_of_known(part) for name, part in parts.items()} if len(parts) > 1 else {}),
+            **_parts(parts),
             **statistics,
         }
         self._record("train", row)
@@ -392,3 +395,9 @@ class CRDTrainer:
             tensors = {**self.policy.state(), **checkpoint.optimizer_tensors(self.step.optimizer)}
             checkpoint.save(self.folder.checkpoints, self.steps_done, tensors, facts, self.config.checkpoint.keep)
         self.accelerator.wait_for_everyone()
+
+
+def _parts(parts: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means of several rewards, each by itself, over the pictures that it scored."""
+    several = parts if len(parts) > 1 else {}
+    return {f"reward_{name}": mean_of_known(part) for name, part in several.items() if not np.isnan(part).all()}

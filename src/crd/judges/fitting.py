@@ -13,6 +13,7 @@ from crd.rewards.ocr import quoted_target
 from crd.rewards.protocol import NamedReward
 
 NANO_SIZE = (64, 64)
+SET_JUDGES = ("vendi", "frechet")  # of all pictures together
 
 SetJudges = Callable[[list[Image.Image], list[str], list[dict[str, Any]], int], dict[str, float]]
 

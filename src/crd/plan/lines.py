@@ -76,6 +76,7 @@ def plan_lines(config: CRDConfig, gpu: str | None = None, utilisation: float = 0
 
     Times on a GPU are operations over ``utilisation`` of what its maker states.
     """
+    load_prompts(config.prompts.evaluation)  # a mistake there is better known now
     if gpu is None:
         return _plan_here(config)
     card = find_gpu(gpu)

@@ -13,6 +13,10 @@ from crd.errors import CRDError
 from crd.log import logger
 from crd.rewards.ocr import quoted_target
 
+RECORD_FIELDS = frozenset(
+    ("reward", "drift", "diversity", "failed", "kind", "epoch", "step", "label", "guidance_scale", "vendi", "frechet")
+)
+
 
 class RewardFunction(Protocol):
     """``reward(images, prompts, **metadata) -> one number (or None) per picture``.
@@ -57,6 +61,8 @@ class RewardSet:
         names = [reward.name for reward in rewards]
         if len(set(names)) < len(names):  # scores are kept by name
             raise CRDError(f"rewards and judges need names of their own, got {', '.join(names)}. Rename or drop one.")
+        if taken := sorted(RECORD_FIELDS.intersection(names)):  # scores stand beside these in the record
+            raise CRDError(f"rewards: {', '.join(taken)} is the name of a field of the record. Rename the function or judge.")
         self.rewards = rewards
         self._logged: set[str] = set()
 
@@ -93,6 +99,8 @@ class RewardSet:
             self._log_once(reward.name, error)
             return np.full(len(images), math.nan)
         values[~np.isfinite(values)] = math.nan
+        if reward.weight and np.isnan(values).any():  # a judge may well have nothing to say
+            self._log_once(reward.name, ValueError("gave no score for some pictures (None, NaN or infinite)"))
         return values
 
     def _log_once(self, name: str, error: Exception) -> None:
