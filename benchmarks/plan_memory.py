@@ -1,7 +1,8 @@
 """The plan's memory against what a forward and backward pass really takes, on this machine: ``python benchmarks/plan_memory.py``.
 
-Predicted is what `crd plan` counts for the rows of a training pass; measured is the memory that is in use between forward and backward
-pass beyond what was before, of the allocator on a GPU and of the process on the CPU (where freed memory may stay with the process).
+Predicted is what `crd plan` counts for the rows of a training pass; measured is the memory that is in use between forward and
+backward pass beyond what was before, of the allocator on a GPU and of the process on the CPU (where freed memory may stay with
+the process).
 """
 
 import json
