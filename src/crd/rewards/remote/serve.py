@@ -7,6 +7,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,12 +121,11 @@ def run(server: "uvicorn.Server", sock: socket.socket, prepare: Callable[[], Non
             server.should_exit = True
 
     threading.Thread(target=preparing, daemon=True).start()
-    try:
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again or not, depending on the moment of the signal
         server.run(sockets=[sock])
-    except KeyboardInterrupt:
-        typer.echo("Stopped.")
     if failures:
         raise failures[0]
+    typer.echo("Stopped.")
 
 
 def serve(
