@@ -83,6 +83,28 @@ def test_operations_against_a_closed_form(counted):
     assert counted.row_flops == pytest.approx(total + lora, rel=0.05)
 
 
+def test_decoding_takes_the_largest_results_of_a_real_decoder(counted):
+    policy, largest = load_policy(tiny_pipeline(), CONFIG.model, CPU), [0]
+
+    def leave(module, arguments, result):
+        largest[0] = max(largest[0], result.numel() * result.element_size())
+
+    for module in policy.model.pipeline.vae.decoder.modules():
+        if not list(module.children()):
+            module.register_forward_hook(leave)
+    policy.decode(torch.zeros(1, *policy.model.latent_shape))
+    assert counted.decode_bytes == 3 * largest[0]
+
+
+def test_a_counted_policy_still_computes():
+    policy, fresh = (load_policy(tiny_pipeline(), CONFIG.model, CPU) for _ in range(2))
+    footprint(policy)
+    x, sigma = torch.ones(1, *policy.model.latent_shape), torch.full((1,), 0.5)
+    with torch.no_grad(), policy.using("pretrained"), fresh.using("pretrained"):
+        assert torch.equal(policy.velocity(x, sigma, policy.encode(["a"])), fresh.velocity(x, sigma, fresh.encode(["a"])))
+    assert policy.decode(x)[0].tobytes() == fresh.decode(x)[0].tobytes()
+
+
 def test_checkpointing_keeps_less_but_not_nothing(counted):
     assert 0 < counted.checkpointed_row_bytes < counted.row_bytes
 

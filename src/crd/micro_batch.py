@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from crd.config import CRDConfig
+from crd.errors import CRDError
 from crd.models.policy import Policy
+from crd.processes import from_main
 
 ON_CPU = 96  # rows; larger ones are no faster there (docs/experiments.md)
 HEADROOM = 0.9  # of the memory that is free
@@ -23,6 +26,21 @@ def rows_per_step(config: CRDConfig) -> int:
 def with_micro_batch(config: CRDConfig, rows: int) -> CRDConfig:
     """The settings with a definite number of rows per forward pass."""
     return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": rows})})
+
+
+def settle_micro_batch(policy: Policy, config: CRDConfig, found: Path, accelerator: Accelerator) -> int:
+    """The recipe's rows per pass; if it leaves them open, those of the run's ``found.json``; else as many as fit.
+
+    A run keeps what it chose, so that it goes on with the same sums. Raises CRDError if sizes cannot be tried.
+    """
+    if config.train.micro_batch:
+        return config.train.micro_batch
+    main = accelerator.is_main_process and found.exists()
+    if rows := recorded_micro_batch(from_main(found.read_bytes() if main else b"", accelerator)):
+        return rows
+    if policy.sharded:  # a process that runs out of memory in the middle of a pass leaves the others waiting
+        raise CRDError("train.micro_batch is left open, but a sharded backbone (FSDP2) cannot try out sizes: give a number.")
+    return choose_micro_batch(policy, rows_per_step(config), accelerator)
 
 
 def recorded_micro_batch(found: bytes) -> int | None:

@@ -25,7 +25,7 @@ from crd.given import Prompts, as_given, judges, named_rewards, prompt_set
 from crd.given_checks import check_alarm_judges, check_applicable, check_targets, check_trackers
 from crd.interrupt import StopRequest
 from crd.log import Record, logger, read_record
-from crd.micro_batch import choose_micro_batch, recorded_micro_batch, rows_per_step, with_micro_batch
+from crd.micro_batch import settle_micro_batch, with_micro_batch
 from crd.models.family import check_guidance
 from crd.models.load import load_policy
 from crd.processes import add_up, check_launch, from_main, peak_memory_mib, share_of, split
@@ -82,7 +82,7 @@ class CRDTrainer:
         everything = RewardSet([*rewards, *judges(config)])  # their networks take memory of the same GPU: before sizes are tried
         if config.train.gradient_checkpointing:
             self.policy.model.backbone.enable_gradient_checkpointing()
-        self.micro_batch = config.train.micro_batch or self._chosen_micro_batch()
+        self.micro_batch = settle_micro_batch(self.policy, config, self.folder.found, self.accelerator)
         self.step = TrainStep(self.policy, with_micro_batch(config, self.micro_batch), self.accelerator)
         held_out = self.eval_prompts.first(config.evaluation.prompts)
         self.evaluator = Evaluator(self.policy, everything, held_out, config, self.accelerator)
@@ -93,16 +93,6 @@ class CRDTrainer:
         self._skipped = 0
         self.stop = StopRequest()
         self._warn_of_unknown_words()
-
-    def _chosen_micro_batch(self) -> int:
-        """As many rows as fit; a run keeps what it chose, so that it goes on with the same sums on the same device."""
-        main = self.accelerator.is_main_process and self.folder.found.exists()
-        recorded = from_main(self.folder.found.read_bytes() if main else b"", self.accelerator)
-        if rows := recorded_micro_batch(recorded):
-            return rows
-        if self.policy.sharded:  # a process that runs out of memory in the middle of a pass leaves the others waiting
-            raise CRDError("train.micro_batch is left open, but a sharded backbone (FSDP2) cannot try out sizes: give a number.")
-        return choose_micro_batch(self.policy, rows_per_step(self.config), self.accelerator)
 
     # ---------------------------------------------------------------------------------------- loop
 

@@ -62,7 +62,7 @@ def footprint(policy: Policy) -> Footprint:
 
 
 class _Counted(Exception):
-    """Ends a pass whose backbone was counted."""
+    """Ends the call of what was counted."""
 
 
 @contextmanager
@@ -92,8 +92,8 @@ def _bytes(tensor: Tensor) -> int:
 class _Meter:
     """Listens to one pass through a backbone: what is kept for the backward pass, what blocks are given, the largest result."""
 
-    def __init__(self, weights: set[int]):
-        self.weights = weights  # storages that are there anyway
+    def __init__(self) -> None:
+        self.weights: set[int] = set()  # storages that are there anyway
         self.kept: dict[int, tuple[Tensor, int]] = {}  # by storage; tensors are held, or a new one might get an old one's number
         self.inputs = self.largest = 0
 
@@ -110,32 +110,44 @@ class _Meter:
         self.largest = max(self.largest, *map(_bytes, _tensors(result)), 0)
 
 
-def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
-    """Operations of a forward pass of one row, and the bytes that it keeps for its backward pass."""
-    backbone, counter = policy.model.backbone, FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    meter = _Meter(set())
-    blocks = [block for stack in backbone.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
-    handles = [block.register_forward_pre_hook(meter.enter, with_kwargs=True) for block in blocks]
-    handles += [module.register_forward_hook(meter.leave) for module in backbone.modules()]
-    forward = backbone.forward
+@contextmanager
+def _counting(module: torch.nn.Module, meter: _Meter, counter: FlopCounterMode) -> Iterator[None]:
+    """Within this scope a call of the module is counted instead of computed, and ends whatever called it.
+
+    Only the module is faked: what is made around it may be kept for later, and must be real.
+    """
+    forward = module.forward
 
     def count(*arguments: Any, **named: Any) -> None:
-        with _faked(backbone), counter, torch.autograd.graph.saved_tensors_hooks(meter.keep, lambda tensor: tensor):
-            meter.weights.update(parameter.untyped_storage()._cdata for parameter in backbone.parameters())
+        with _faked(module), counter, torch.autograd.graph.saved_tensors_hooks(meter.keep, lambda tensor: tensor):
+            meter.weights.update(parameter.untyped_storage()._cdata for parameter in module.parameters())
             result = forward(*arguments, **named)  # kept until all is counted
             del result
         raise _Counted
 
-    x = torch.zeros(1, *policy.model.latent_shape, device=policy.device)
-    backbone.forward = count  # only this part is faked: what the family makes around it may be kept for later
+    handles = [part.register_forward_hook(meter.leave) for part in module.modules()]
+    module.forward = count
     try:
-        policy.velocity(x, torch.full((1,), 0.5, device=policy.device), conditioning)
+        yield
     except _Counted:
         pass
     finally:
-        del backbone.forward
+        del module.forward
         for handle in handles:
             handle.remove()
+
+
+def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
+    """Operations of a forward pass of one row, and the bytes that it keeps for its backward pass."""
+    backbone, meter = policy.model.backbone, _Meter()
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    blocks = [block for stack in backbone.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
+    handles = [block.register_forward_pre_hook(meter.enter, with_kwargs=True) for block in blocks]
+    x = torch.zeros(1, *policy.model.latent_shape, device=policy.device)
+    with _counting(backbone, meter, counter):
+        policy.velocity(x, torch.full((1,), 0.5, device=policy.device), conditioning)
+    for handle in handles:
+        handle.remove()
     saved = sum(size for _, size in meter.kept.values())
     return {
         "row_flops": float(counter.get_total_flops()),
@@ -148,18 +160,10 @@ def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
 
 def _decode(policy: Policy) -> int:
     """Bytes of one picture while the VAE decodes it: its largest tensors, of which some live at once."""
-    vae, meter = policy.model.pipeline.vae, _Meter(set())
-    pixels = policy.model.height * policy.model.width
-    handles = [module.register_forward_hook(meter.leave) for module in vae.decoder.modules()]
-    try:
-        with _faked(vae):
-            policy.model.decode(torch.zeros(1, *policy.model.latent_shape, device=policy.device))
-    except (NotImplementedError, RuntimeError):  # at the pictures themselves: fake tensors have no values to look at
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return max(TRANSIENT * meter.largest, 3 * 4 * pixels)
+    meter = _Meter()
+    with _counting(policy.model.pipeline.vae.decoder, meter, FlopCounterMode(display=False)):
+        policy.model.decode(torch.zeros(1, *policy.model.latent_shape, device=policy.device))
+    return TRANSIENT * meter.largest
 
 
 def _tensors(result: Any) -> list[Tensor]:
