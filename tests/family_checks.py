@@ -129,7 +129,7 @@ def check_export(case: Case, folder: Any, scale: float) -> None:
     """The LoRA file gives our pictures in plain diffusers."""
     policy = case.policy()
     perturb(policy)
-    policy.save_lora(str(folder))
+    policy.save(folder)
     plain = case.make()
     plain.load_lora_weights(str(folder))
     start = noise(policy)

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from train_tiny import weights_of
 
 from crd.alarm import best_evaluation, find_alarms
 from crd.config import AlarmConfig
@@ -92,9 +94,10 @@ def plainness(images, prompts, **metadata):
 def hacked(recipe, tmp_path):
     """A recipe whose judge falls exactly as the reward rises."""
 
-    def make(name, **alarm):
+    def make(name, tuning="lora", **alarm):
         path = recipe(
             name,
+            model={"tuning": tuning},
             rewards=[{"name": f"{tmp_path / 'hack.py'}:plainness"}],
             train={"epochs": 6, "learning_rate": 3e-3},
             evaluation={"every": 1, "judges": [{"name": f"{tmp_path / 'hack.py'}:redness"}]},
@@ -132,19 +135,20 @@ def test_stopping_ends_the_run_for_good(hacked, crd):
     assert all(torch.equal(again[key], value) for key, value in weights.items())
 
 
-def test_rolling_back_gives_the_best_student(hacked, crd):
-    path, folder = hacked("back", action="roll_back", diversity_ratio=0.0)
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_rolling_back_gives_the_best_student(hacked, crd, tuning):
+    path, folder = hacked("back", tuning, action="roll_back", diversity_ratio=0.0)
     assert crd("train", path)[0] == 0
     summary = json.loads((folder / "summary.json").read_text())
     label = summary["rolled_back_to"]
     epoch = int(label.removeprefix("epoch-"))
     assert epoch < summary["epochs"]
     # a run that simply ends at that epoch has the same weights
-    plain, other = hacked("plain")
+    plain, other = hacked("plain", tuning)
     assert crd("train", plain, f"train.epochs={epoch}")[0] == 0
-    rolled, ended = (load_file(f / "pytorch_lora_weights.safetensors") for f in (folder, other))
+    rolled, ended = weights_of(folder), weights_of(other)
     for key, value in ended.items():
-        torch.testing.assert_close(rolled[key], value)
+        np.testing.assert_allclose(rolled[key], value, rtol=1e-5, atol=1e-6)
     assert summary["after"]["reward"] == json.loads((other / "summary.json").read_text())["after"]["reward"]
     assert crd("train", path)[0] == 0
     assert json.loads((folder / "summary.json").read_text())["rolled_back_to"] == label

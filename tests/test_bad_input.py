@@ -324,9 +324,9 @@ def test_weights_of_another_rank(tmp_path, pipeline):
     policy = load_policy(pipeline, config.model, cpu)
     tensors = {name: torch.zeros(9, 9) for name in policy.state()}
     assert "other rank" in complaint(policy.load_state, tensors)
-    policy.save_lora(str(tmp_path))
+    policy.save(tmp_path)
     wider = load_policy(tiny_pipeline(), other.model, cpu)
-    assert "rank" in complaint(wider.load_lora, tmp_path / "pytorch_lora_weights.safetensors")
+    assert "rank" in complaint(wider.load, tmp_path / "pytorch_lora_weights.safetensors")
 
 
 def test_a_run_of_other_settings_is_not_overwritten(finished, crd):

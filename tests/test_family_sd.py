@@ -161,8 +161,8 @@ def test_own_file_is_read_again(tmp_path):
     with torch.no_grad():
         for _, parameter in policy.parameters("student"):
             parameter.normal_()
-    policy.save_lora(str(tmp_path))
+    policy.save(tmp_path)
     other = case().policy()
-    other.load_lora(tmp_path / "pytorch_lora_weights.safetensors")
+    other.load(tmp_path / "pytorch_lora_weights.safetensors")
     for (_, got), (_, expected) in zip(other.parameters("student"), policy.parameters("student"), strict=True):
         assert torch.equal(got, expected)

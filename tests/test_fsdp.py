@@ -85,7 +85,7 @@ def gathers(folder):
     count("first", lambda: forward("student"))
     velocities = {name: count(name, lambda name=name: forward(name)) for name in ("student", "old", "sampler", "pretrained")}
     if os.environ.get("RANK", "0") == "0":
-        policy.save_lora(str(folder))  # asks no other process for anything, and leaves the weights as they are
+        policy.save(folder)  # asks no other process for anything, and leaves the weights as they are
     count("after saving", lambda: forward("student"))
     student = count("with gradient", lambda: policy.velocity(*arguments))
     forward("pretrained")

@@ -115,7 +115,7 @@ def test_lora_file_loads_in_plain_diffusers_and_gives_the_same_pictures(policy, 
     from tiny import tiny_pipeline
 
     perturb(policy, "student")
-    policy.save_lora(str(tmp_path))
+    policy.save(tmp_path)
     plain: StableDiffusion3Pipeline = tiny_pipeline()
     plain.set_progress_bar_config(disable=True)
     plain.load_lora_weights(str(tmp_path))

@@ -148,14 +148,14 @@ def test_whatever_a_kill_leaves_half_written(smooth, recipe, crd):
     assert crd("report", run)[0] == 0
     (run / "checkpoints" / "partial-000003").mkdir()
     (run / "checkpoints" / "partial-000003" / "state.safetensors").write_bytes(b"torn")
-    (run / "partial-lora").mkdir()
-    (run / "partial-lora" / "pytorch_lora_weights.safetensors").write_bytes(b"torn")
+    (run / "partial-result").mkdir()
+    (run / "partial-result" / "pytorch_lora_weights.safetensors").write_bytes(b"torn")
     (run / "config.yaml.partial").write_text("model: {pa")
     (run / "pictures" / "epoch-0004.png").write_bytes(b"torn")
     assert crd("train", path)[0] == 0
     same(path, smooth)
     assert sorted(entry.name for entry in (run / "checkpoints").iterdir()) == ["step-000004", "step-000005"]
-    assert not (run / "partial-lora").exists() and not (run / "config.yaml.partial").exists()
+    assert not (run / "partial-result").exists() and not (run / "config.yaml.partial").exists()
 
 
 def test_records_are_cut_back_to_the_checkpoint(tmp_path):

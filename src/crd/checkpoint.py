@@ -13,28 +13,30 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from crd.errors import CRDError
+from crd.sharding import like, whole_on_main
 
 FORMAT = 1
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as ``optimizer/INDEX/NAME`` tensors."""
+    """The optimiser's state as ``optimizer/INDEX/NAME`` tensors; on the main process only, if they are in pieces."""
     state = optimizer.state_dict()["state"]
-    return {f"optimizer/{i}/{name}": value for i, entry in state.items() for name, value in entry.items()}
+    whole = {f"optimizer/{i}/{name}": whole_on_main(value) for i, entry in state.items() for name, value in entry.items()}
+    return {key: value for key, value in whole.items() if value is not None}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of :func:`optimizer_tensors`, in place."""
+    """Inverse of :func:`optimizer_tensors`, in place; moments are cut as their parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         _, index, name = key.split("/")
-        state.setdefault(int(index), {})[name] = value
+        parameter = parameters[int(index)]
+        state.setdefault(int(index), {})[name] = like(parameter, value) if value.shape == parameter.shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -85,18 +87,6 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path / "state.safetensors"), facts
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CRDError(f"the checkpoint {path} cannot be read: {type(error).__name__}: {error}. {hint}") from error
-
-
-def pack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
-    """Tensors and facts as one message from process to process."""
-    text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
-    return to_bytes({**tensors, "facts": text})
-
-
-def unpack(message: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Inverse of :func:`pack`."""
-    tensors = from_bytes(message)
-    return tensors, json.loads(tensors.pop("facts").numpy().tobytes())
 
 
 def _digest(path: Path, facts: dict[str, Any]) -> str:

@@ -80,8 +80,7 @@ def report(
 
     folder = RunFolder(run)
     config = folder.config()
-    if not folder.lora.exists():
-        raise CRDError(f"{run} is not finished: it has no {folder.lora.name}. Run `crd train` with its recipe again.")
+    folder.finished(config)
     other = RunFolder(control) if control else None
     if other and other.config().objective.policy_weight:
         raise CRDError(f"--control: {control} was trained on the reward. Expected a run with objective.policy_weight=0.")
@@ -149,7 +148,9 @@ def sample(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="folder of a finished run")],
-    to: Annotated[Form, typer.Option(help="LoRA file of diffusers; whole pipeline with the LoRA merged; LoRA file for ComfyUI")],
+    to: Annotated[
+        Form, typer.Option(help="LoRA file of diffusers; whole pipeline with the tuned weights in it; LoRA file for ComfyUI")
+    ],
     output: Annotated[Path | None, typer.Option(help="new folder to write; default: RUN/export/FORM")] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="upload to this model repository, made if new")] = None,
     private: Annotated[bool, typer.Option("--private", help="make the repository private; a public one is refused")] = False,

@@ -27,6 +27,8 @@ class ModelConfig(Section):
     """tokens of the long part of a prompt, the pipeline's argument of that name; none: its own default, but 1 for nano"""
     distilled_guidance: float | None = Field(None, ge=0)
     """guidance that a guidance-distilled backbone is told as a number (FLUX.1-dev); none: its pipeline's default"""
+    tuning: Literal["lora", "full"] = "lora"
+    """what is trained: LoRA weights, or the whole backbone (26 bytes a parameter in bfloat16; docs/machines.md)"""
     lora_rank: int = Field(32, ge=1)
     """rank of the LoRA weights"""
     lora_alpha: float = Field(64, gt=0)
@@ -276,6 +278,8 @@ class CRDConfig(Section):
                 "model.int8 needs train.gradient_checkpointing: without it every 8-bit matrix is kept in full precision for the "
                 "backward pass, which takes more memory than no int8 at all"
             )
+        if self.model.int8 and self.model.tuning == "full":
+            raise ValueError("model.int8 is for frozen matrices, but model.tuning full trains them: choose one")
         if self.objective.policy_weight == 0 and self.anchor.strength == 0:
             raise ValueError("objective.policy_weight and anchor.strength are both 0: nothing would be trained")
         if self.algorithm == "flow_grpo" and (self.noise.source != "rollout" or self.rollout.guidance_scale != 1):

@@ -13,7 +13,8 @@ from torch import Tensor
 from crd.batch import PromptGroup
 from crd.config import CRDConfig
 from crd.judges.fitting import SET_JUDGES, SetJudges, fitting_judges, fitting_set_judges
-from crd.models.policy import Policy, Weights
+from crd.models.policy import Policy
+from crd.models.weights import Weights
 from crd.objectives.terms import noised, velocity_distance
 from crd.processes import add_up, share_of
 from crd.rewards.protocol import RewardSet

@@ -7,29 +7,29 @@ import torch
 from accelerate import Accelerator
 
 from crd.config import CRDConfig, ModelConfig
-from crd.errors import CRDError
 from crd.lora_settings import find_lora, lora_settings
 from crd.models.load import load_policy
-from crd.models.policy import Policy, Weights
+from crd.models.policy import Policy
+from crd.models.weights import Weights
 from crd.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model as the command line names it: settings, and the LoRA file on top of it."""
+    """A model as the command line names it: settings, and the tuned weights that it has."""
 
     path: str  # as it was given
     config: CRDConfig  # of the run, or the defaults with this model
-    lora: Path | None
+    tuned: Path | None  # LoRA file, or folder of a whole backbone
 
     @property
     def weights(self) -> Weights:
-        return "student" if self.lora else "pretrained"
+        return "student" if self.tuned else "pretrained"
 
     def load(self, device: torch.device) -> Policy:
-        policy = load_policy(self.config.model.path, self.config.model, device)
-        if self.lora:
-            policy.load_lora(self.lora)
+        policy = load_policy(self.config.model.path, self.config.model, device, names=("student",))
+        if self.tuned:
+            policy.load(self.tuned)
         return policy
 
 
@@ -38,15 +38,13 @@ def find_model(model: str, lora: Path | None = None) -> Source:
     folder = RunFolder(Path(model))
     if folder.settings.exists():
         config = folder.config()
-        own = folder.lora if folder.lora.exists() else None
-        if not (own or lora):
-            raise CRDError(f"{model} is not finished: it has no {folder.lora.name}. Run `crd train` with its recipe again.")
+        own = None if lora else folder.finished(config)
     else:
         config, own = CRDConfig(model=ModelConfig(path=model)), None
     if lora is None:
         return Source(model, config, own)
     path = find_lora(lora)
-    fitting = config.model.model_copy(update=lora_settings(path))
+    fitting = config.model.model_copy(update={"tuning": "lora", **lora_settings(path)})
     return Source(model, config.model_copy(update={"model": fitting}), path)
 
 

@@ -1,5 +1,6 @@
 """Who does what when several processes train together, and how their parts become one whole, exactly."""
 
+import json
 import os
 import resource
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from torch import Tensor
 
 from crd.errors import CRDError
 
@@ -50,6 +52,19 @@ def from_main(data: bytes, accelerator: Accelerator) -> bytes:
     if accelerator.is_main_process and length:
         held = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return broadcast(held.to(accelerator.device)).cpu().numpy().tobytes()
+
+
+def tensors_from_main(tensors: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
+    """The main process's tensors on every process, in host memory; one at a time goes through the device."""
+    if accelerator.num_processes == 1:
+        return tensors
+    described = {key: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in tensors.items()}
+    described = json.loads(from_main(json.dumps(described).encode(), accelerator))
+    received = {}
+    for key, (shape, dtype) in described.items():
+        held = tensors[key] if accelerator.is_main_process else torch.empty(shape, dtype=getattr(torch, dtype))
+        received[key] = broadcast(held.to(accelerator.device)).cpu()
+    return received
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -6,7 +6,10 @@ import yaml
 
 from crd.config import CRDConfig
 from crd.errors import CRDError
+from crd.lora_settings import FILE_NAME
 from crd.recipe import build_config, differences, dump_config
+
+FULL = "backbone"  # folder of a fully tuned backbone, as diffusers saves a model
 
 
 class RunFolder:
@@ -22,8 +25,18 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
         self.summary = self.path / "summary.json"
-        self.best = self.path / "best"  # LoRA weights of the evaluation that held-out judges liked best
-        self.lora = self.path / "pytorch_lora_weights.safetensors"
+        self.best = self.path / "best"  # weights of the evaluation that held-out judges liked best
+
+    def result(self, config: CRDConfig) -> Path:
+        """The trained weights: a LoRA file, or a folder with the whole backbone. They are there when the run is finished."""
+        return self.path / (FULL if config.model.tuning == "full" else FILE_NAME)
+
+    def finished(self, config: CRDConfig) -> Path:
+        """:meth:`result`, if it is there; raises CRDError if it is not."""
+        result = self.result(config)
+        if not result.exists():
+            raise CRDError(f"{self.path} is not finished: it has no {result.name}. Run `crd train` with its recipe again.")
+        return result
 
     def open(self, config: CRDConfig, *, write: bool) -> None:
         """Makes the folder, or checks that it belongs to this configuration; raises CRDError otherwise."""

@@ -1,14 +1,16 @@
-"""FSDP2: every process keeps a piece of the frozen backbone, and blocks are put together for a pass and taken apart again.
+"""FSDP2: every process keeps a piece of the backbone, and blocks are put together for a pass and taken apart again.
 
 How, is said to accelerate (``accelerate launch --config_file``, see docs/machines.md); this file hands the backbone over.
-Only the backbone is sharded. LoRA weights, text encoders and the autoencoder stay whole on every process: they are small, or
+Only backbones are sharded. LoRA weights, text encoders and the autoencoder stay whole on every process: they are small, or
 at work for moments.
 """
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, fsdp2_prepare_model, parse_flag_from_env
-from torch.distributed.fsdp import CPUOffloadPolicy
+from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from crd.errors import CRDError
 
@@ -64,3 +66,40 @@ def _check(plugin: FullyShardedDataParallelPlugin, accelerator: Accelerator) -> 
                 f"accelerate's {setting} is {str(value).lower()}, expected {str(expected).lower()}: {why}. "
                 "Change it in accelerate's configuration; docs/machines.md has one that works."
             )
+
+
+# ---------------------------------------------------------------------------------- weights in pieces
+
+
+def take_apart(module: torch.nn.Module) -> None:
+    """Frees what processes have put together of a module and kept: what is outside of its blocks stays after a forward pass."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def whole_on_main(tensor: Tensor) -> Tensor | None:
+    """The tensor put together, in host memory of the main process; None elsewhere. One that is whole is returned as it is.
+
+    All processes must call it for the same tensors in the same order.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    whole = tensor.detach().full_tensor()
+    return whole.cpu() if PartialState().is_main_process else None
+
+
+def like(parameter: Tensor, value: Tensor) -> Tensor:
+    """``value``, the same on every process, cut and placed as ``parameter`` is."""
+    value = value.to(parameter.device, parameter.dtype)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else value
+
+
+def put(parameter: Tensor, value: Tensor) -> None:
+    """Writes ``value``, the same on every process, into a parameter that may be in pieces."""
+    here(parameter).copy_(here(like(parameter, value)))
+
+
+def here(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

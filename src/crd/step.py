@@ -8,15 +8,17 @@ backpropagates ``sum_i dL/dR_i R_i``. The gradient is the same, whatever the til
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from crd.batch import Conditioning, Samples, Tile, Transitions
 from crd.config import CRDConfig
-from crd.models.policy import Policy, Weights
+from crd.models.policy import Policy
+from crd.models.weights import Weights
 from crd.noise_levels import group_levels, level_count
 from crd.objectives.awm import clipped_policy_loss
 from crd.objectives.crd import has_spread, policy_loss
@@ -24,7 +26,10 @@ from crd.objectives.flow_grpo import divergence_factor, log_density, spreads, st
 from crd.objectives.nft import nft_loss
 from crd.objectives.rwr import rwr_weight
 from crd.objectives.terms import anchor_strength, center, prediction_error, velocity_distance
+from crd.sharding import here
 from crd.tiles import Part, StepMembers, TileSource
+
+GRADIENT_MESSAGE = 2**26  # numbers; the gradient of a LoRA is one message
 
 #: what the sums of a step are of, over samples and noise levels; they add up over tiles and processes
 SUMS = ("policy", "anchor", "distance", "implicit_square", "advantage_square", "product")
@@ -281,16 +286,20 @@ class TrainStep:
         return loss + weighted.sum() * (scale / self.levels), parts + extra
 
     def _sum_gradients(self) -> Tensor:
-        """Adds up the gradients of all processes (one message) and clips them; returns the norm before clipping."""
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        if self.accelerator.num_processes > 1:
-            flat = self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "sum")
-            grads = [
-                part.view_as(p) for part, p in zip(flat.split([p.numel() for p in self.parameters]), self.parameters, strict=True)
-            ]
-        for parameter, grad in zip(self.parameters, grads, strict=True):
-            parameter.grad = grad
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.clip_norm)
+        """Adds up the gradients of all processes and clips them; returns the norm before clipping."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        processes = self.accelerator.num_processes
+        if any(isinstance(parameter, DTensor) for parameter in self.parameters):  # FSDP2 has taken the mean in the backward pass
+            torch._foreach_mul_([here(p.grad) for p in self.parameters if p.grad is not None], processes)
+        elif processes > 1:
+            for bucket in _buckets([p.grad for p in self.parameters if p.grad is not None], GRADIENT_MESSAGE):
+                flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in bucket]), "sum")
+                for grad, total in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
+                    grad.copy_(total.view_as(grad))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.clip_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _statistics(self, sums: Tensor, norm: Tensor, count: int) -> dict[str, float]:
         """Means over the step's samples and levels, of all processes; the only place where a step waits for its own results."""
@@ -307,6 +316,17 @@ class TrainStep:
             statistics["implicit_reward_spread"] = (r2 / rows) ** 0.5
             statistics["matching_correlation"] = ra / (r2 * a2) ** 0.5 if r2 * a2 > 0 else 0.0
         return statistics
+
+
+def _buckets(tensors: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Runs of tensors of at most ``size`` elements; one that is larger is by itself."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > size:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    yield bucket
 
 
 def _matching_sums(terms: Tensor, implicit: Tensor, advantage: Tensor, group: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from crd.config import CRDConfig
 from crd.evaluate import Evaluation, Evaluator
 from crd.model_source import Source
 from crd.models.family import check_guidance
-from crd.models.policy import Policy, Weights
+from crd.models.policy import Policy
+from crd.models.weights import Weights
 from crd.prompt_sets.write import write_atomically
 from crd.report.pictures import save_grid
 from crd.rewards.named import resolve_reward
@@ -132,7 +133,7 @@ def _report(
             "base": config.model.path,
             "revision": _revision(config.model.path),
             "pipeline": type(family.pipeline).__name__,
-            "lora": source.lora and {"file": str(source.lora), "sha256": hashlib.sha256(source.lora.read_bytes()).hexdigest()},
+            "tuned": source.tuned and {"path": str(source.tuned), "sha256": _digest(source.tuned)},
             "dtype": str(next(family.backbone.parameters()).dtype),
             "height": family.height,
             "width": family.width,
@@ -150,6 +151,15 @@ def _report(
         "versions": {"crd": __version__, "python": platform.python_version(), **_versions()},
         "suites": {scores.suite.name: scores.as_json() for scores in results},
     }
+
+
+def _digest(tuned: Path) -> str:
+    """Of a file, or of the files of a folder one after the other."""
+    digest = hashlib.sha256()
+    for path in sorted(tuned.iterdir()) if tuned.is_dir() else [tuned]:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -28,10 +28,10 @@ from crd.log import Record, logger, read_record
 from crd.micro_batch import settle_micro_batch, with_micro_batch
 from crd.models.family import check_guidance
 from crd.models.load import load_policy
-from crd.processes import add_up, check_launch, from_main, peak_memory_mib, share_of, split
+from crd.processes import add_up, check_launch, from_main, peak_memory_mib, share_of, split, tensors_from_main
 from crd.recipe import dump_config
 from crd.report.pictures import save_grid
-from crd.report.result import write_result
+from crd.report.result import restore_best, write_result
 from crd.rewards.protocol import RewardFunction, RewardSet
 from crd.rollout import Drawn, collect, rollout_sampling
 from crd.run_folder import RunFolder
@@ -142,9 +142,10 @@ class CRDTrainer:
                     self._save()
         if stopping and self.epoch < config.train.epochs and not self._halted():
             self._say(f"Stopped after epoch {self.epoch}; everything is saved. Run the same command again to go on.")
-        elif self.accelerator.is_main_process:
-            if self._halted() and config.alarm.action == "roll_back":
+        elif self._halted() and config.alarm.action == "roll_back":
+            if self.accelerator.is_main_process:
                 self._roll_back()
+        else:
             write_result(self.folder, config, self.policy, self.evaluator.members)
         self.accelerator.wait_for_everyone()
         if config.trackers:
@@ -282,8 +283,8 @@ class CRDTrainer:
             if alarm.label == newest["label"] and self.accelerator.is_main_process:
                 logger.warning("hack alarm at optimiser step %d: %s", alarm.step, alarm.text)
         keep = settings.action == "roll_back" and best_evaluation(self.evaluations, settings) is newest
-        if keep and self.accelerator.is_main_process:
-            self.policy.save_lora(str(self.folder.best), "student")
+        if keep:
+            self.policy.save(self.folder.best)
 
     def _halted(self) -> bool:
         """Whether the alarm has ended the run; every process has the same evaluations."""
@@ -293,9 +294,9 @@ class CRDTrainer:
     def _roll_back(self) -> None:
         """The result is then the student of the best evaluation; the newest checkpoint stays as it is."""
         best = best_evaluation(self.evaluations, self.config.alarm)
-        self.policy.load_lora(self.folder.best / self.folder.lora.name)
         if not any(row["kind"] == "roll_back" for row in read_record(self.folder.metrics)):
             self.metrics.write({"kind": "roll_back", "label": best["label"], "epoch": best["epoch"], "step": best["step"]})
+        restore_best(self.folder, self.config, self.evaluator.members)
         self._say(f"The hack alarm ended the run; its result is the student of {best['label']}.")
 
     # ------------------------------------------------------------------------------- what can fail
@@ -349,10 +350,11 @@ class CRDTrainer:
 
     def _resume(self) -> bool:
         """Goes on from the newest checkpoint, if there is one; the main process alone reads and writes the folder."""
-        found = self._open_folder() if self.accelerator.is_main_process else b""
-        tensors, facts = checkpoint.unpack(from_main(found, self.accelerator))
+        tensors, facts = self._open_folder() if self.accelerator.is_main_process else ({}, {})
+        facts = json.loads(from_main(json.dumps(facts).encode(), self.accelerator))
         self.evaluations = facts.pop("evaluations")
         if facts:
+            tensors = tensors_from_main(tensors, self.accelerator)
             optimizer = {k: v for k, v in tensors.items() if k.startswith("optimizer/")}
             self.policy.load_state({k: v for k, v in tensors.items() if k not in optimizer})
             checkpoint.restore_optimizer(self.step.optimizer, optimizer)
@@ -361,7 +363,7 @@ class CRDTrainer:
             self._say(f"Resuming after epoch {self.epoch} of {self.config.train.epochs}.")
         return bool(facts)
 
-    def _open_folder(self) -> bytes:
+    def _open_folder(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The newest checkpoint, if there is one, and the evaluations before it; cuts off the records of what came after."""
         self.folder.open(self.config, write=True)
         found = {"micro_batch": self.micro_batch, "sigmas": self.step.points.tolist()}
@@ -373,16 +375,19 @@ class CRDTrainer:
         self.timing = Record(self.folder.timing, lengths["timing"])
         rows = read_record(self.folder.metrics)
         evaluations = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == "evaluation"]
-        return checkpoint.pack(tensors, {**facts, "evaluations": evaluations})
+        return tensors, {**facts, "evaluations": evaluations}
 
     def _save(self) -> None:
+        tensors = {
+            **self.policy.state(),
+            **checkpoint.optimizer_tensors(self.step.optimizer),
+        }  # in pieces, it takes all processes
         if self.accelerator.is_main_process:
             facts = {
                 "epoch": self.epoch,
                 "forwards": self.step.forwards,
                 "records": {"metrics": self.metrics.length(), "timing": self.timing.length()},
             }
-            tensors = {**self.policy.state(), **checkpoint.optimizer_tensors(self.step.optimizer)}
             checkpoint.save(self.folder.checkpoints, self.steps_done, tensors, facts, self.config.checkpoint.keep)
         self.accelerator.wait_for_everyone()
 

@@ -33,7 +33,7 @@ def is_finished(run: Run) -> bool:
     """Whether the run has its result; raises CRDError if its folder belongs to other settings."""
     folder = RunFolder(run.folder)
     folder.open(run.config, write=False)
-    if not (folder.lora.exists() and folder.summary.exists()):
+    if not (folder.result(run.config).exists() and folder.summary.exists()):
         return False
     summary, asked = json.loads(folder.summary.read_text()), run.config.train.epochs
     if summary["epochs"] > asked:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,6 +13,7 @@ from crd.config import CRDConfig
 from crd.export import Form
 from crd.export.base_model import hub_id, local_folder, pipeline_index, public_name
 from crd.export.licence import base_licence
+from crd.export.merged import class_and_component
 from crd.run_folder import RunFolder
 
 Row = dict[str, Any]
@@ -30,7 +32,8 @@ KINDS = {Form.LORA: "LoRA", Form.MERGED: "Fine-tuned pipeline", Form.COMFYUI: "L
 
 def run_card(folder: RunFolder, config: CRDConfig, summary: Row) -> str:
     """The card of a run folder, for use on this machine."""
-    return _card(folder, config, summary, Form.LORA, "\n".join(["import diffusers", *summary["how_to_load"]]))
+    form = Form.MERGED if config.model.tuning == "full" else Form.LORA
+    return _card(folder, config, summary, form, "\n".join(["import diffusers", *summary["how_to_load"]]))
 
 
 def exported_card(folder: RunFolder, config: CRDConfig, summary: Row, form: Form, place: str) -> str:
@@ -54,7 +57,7 @@ def run_loading_lines(folder: RunFolder, config: CRDConfig) -> list[str]:
 
 
 def loading_lines(folder: RunFolder, config: CRDConfig, base: str, place: str) -> list[str]:
-    """Lines of plain diffusers: the base pipeline, the LoRA, a picture as the evaluation drew it."""
+    """Lines of plain diffusers: the base pipeline, the tuned weights, a picture as the evaluation drew it."""
     index = pipeline_index(config.model.path)
     kind = index.get("_class_name", GENERAL)
     absent = [name for name, entry in index.items() if entry == [None, None]]
@@ -62,9 +65,14 @@ def loading_lines(folder: RunFolder, config: CRDConfig, base: str, place: str) -
     prompt = json.loads((folder.path / "evaluation_prompts.json").read_text())[0]
     return [
         f'pipe = diffusers.{kind}.from_pretrained("{base}"{without})',
-        f'pipe.load_lora_weights("{place}")',
+        _load_backbone(folder.result(config), place) if config.model.tuning == "full" else f'pipe.load_lora_weights("{place}")',
         f"pipe({', '.join([repr(prompt), *_call_arguments(kind, config)])}).images[0]",
     ]
+
+
+def _load_backbone(backbone: Path, place: str) -> str:
+    kind, component = class_and_component(backbone)
+    return f'pipe.{component} = diffusers.{kind}.from_pretrained("{place}/{backbone.name}")'
 
 
 def _call_arguments(kind: str, config: CRDConfig) -> list[str]:

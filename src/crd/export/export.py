@@ -15,7 +15,8 @@ from crd.export.card import exported_card
 from crd.export.comfyui import check_mapped, comfyui_tensors
 from crd.export.hub import check_login, push
 from crd.export.lora_file import LoraLayers, read_lora
-from crd.export.merged import write_merged
+from crd.export.merged import write_merged, write_replaced
+from crd.lora_settings import FILE_NAME
 from crd.run_folder import RunFolder
 
 #: what a reader of the model card needs beside it
@@ -30,22 +31,26 @@ def export_run(run: Path, form: Form, output: Path | None = None, repo: str | No
     incomplete never lies under the final name.
     """
     folder = RunFolder(run)
-    config, lora, summary = folder.config(), _finished(folder), _summary(folder)
+    config = folder.config()
+    result, summary = folder.finished(config), _summary(folder)
+    tuned = result if config.model.tuning == "full" else read_lora(result)
     target = output or folder.path / "export" / form
     if target.exists():
         raise CRDError(f"--output: {target} exists. Give another folder, or remove it.")
     if private and not repo:
         raise CRDError("--private goes with --push-to-hub REPO.")
+    if form is not Form.MERGED and isinstance(tuned, Path):
+        raise CRDError(f"--to {form}: {run} tuned the whole backbone (model.tuning full), so there is no LoRA. Use --to merged.")
     base = pipeline_folder(config.model.path) if form is Form.MERGED else None
-    if form is Form.COMFYUI:
-        check_mapped(pipeline_index(config.model.path).get(lora.backbone, (None, None))[1])
+    if form is Form.COMFYUI and isinstance(tuned, LoraLayers):
+        check_mapped(pipeline_index(config.model.path).get(tuned.backbone, (None, None))[1])
     if repo:
         check_login()
     partial = target.with_name(f"{target.name}.partial")  # of an export that was killed; it holds nothing else
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write(form, folder, lora, base, partial)
+        _write(form, folder, tuned, base, partial)
         (partial / "README.md").write_text(exported_card(folder, config, summary, form, repo or target.name), encoding="utf-8")
         partial.replace(target)
     except (OSError, SafetensorError) as error:
@@ -57,23 +62,19 @@ def export_run(run: Path, form: Form, output: Path | None = None, repo: str | No
     return target
 
 
-def _write(form: Form, folder: RunFolder, lora: LoraLayers, base: Path | None, partial: Path) -> None:
+def _write(form: Form, folder: RunFolder, tuned: LoraLayers | Path, base: Path | None, partial: Path) -> None:
     """The weights, and what a reader of the model card needs."""
-    if base:
-        write_merged(lora, base, partial)
-    elif form is Form.COMFYUI:
-        save_file(comfyui_tensors(lora), partial / f"{folder.path.resolve().name}.safetensors", {"format": "pt"})
+    if base and isinstance(tuned, Path):
+        write_replaced(tuned, base, partial)
+    elif base and isinstance(tuned, LoraLayers):
+        write_merged(tuned, base, partial)
+    elif form is Form.COMFYUI and isinstance(tuned, LoraLayers):
+        save_file(comfyui_tensors(tuned), partial / f"{folder.path.resolve().name}.safetensors", {"format": "pt"})
     else:
-        shutil.copyfile(folder.lora, partial / folder.lora.name)
+        shutil.copyfile(folder.path / FILE_NAME, partial / FILE_NAME)
     for name in COMPANIONS:
         if (folder.path / name).is_file():
             shutil.copyfile(folder.path / name, partial / name)
-
-
-def _finished(folder: RunFolder) -> LoraLayers:
-    if not folder.lora.exists():
-        raise CRDError(f"{folder.path} is not finished: it has no {folder.lora.name}. Run `crd train` with its recipe again.")
-    return read_lora(folder.lora)
 
 
 def _summary(folder: RunFolder) -> dict[str, Any]:

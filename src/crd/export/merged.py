@@ -1,9 +1,11 @@
-"""The base pipeline with the LoRA added to its weights: a folder for plain diffusers, without any LoRA.
+"""The base pipeline with the tuned weights in it: a folder for plain diffusers, without any LoRA.
 
 Only the files of the backbone are rewritten, one at a time, so the memory needed is that of the largest of them; every
-other component is copied as it is. Sums are made in float32 and rounded to what the base's file holds.
+other component is copied as it is. A LoRA is added in float32 and rounded to what the base's file holds; a whole
+backbone takes the place of the base's.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -22,12 +24,7 @@ UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 
 def write_merged(lora: LoraLayers, base: Path, folder: Path) -> None:
     """Writes the pipeline of ``base`` with ``lora`` merged into its backbone; raises CRDError if the two do not fit."""
-    components = [name for name in pipeline_index(str(base)) if (base / name).is_dir()]
-    for component in tqdm(components, desc="copying", unit="folder"):
-        weights = ("*.safetensors",) if component == lora.backbone else ()
-        shutil.copytree(base / component, folder / component, ignore=shutil.ignore_patterns(*UNSAFE, *weights))
-    for extra in [base / "model_index.json", *base.glob("LICEN[CS]E*")]:
-        shutil.copyfile(extra, folder / extra.name)
+    _copy(base, folder, {lora.backbone: ("*.safetensors",)})
     merged: set[str] = set()
     for file in tqdm(sorted((base / lora.backbone).glob("*.safetensors")), desc="merging", unit="file"):
         try:
@@ -40,6 +37,29 @@ def write_merged(lora: LoraLayers, base: Path, folder: Path) -> None:
         save_file(tensors, folder / lora.backbone / file.name, metadata)
     if missing := sorted(lora.layers.keys() - merged):
         raise CRDError(f"the base model in {base} has no weight for {missing[0]!r} of the LoRA: it is not the run's base model.")
+
+
+def write_replaced(backbone: Path, base: Path, folder: Path) -> None:
+    """Writes the pipeline of ``base`` with a tuned ``backbone`` folder in the place of its own."""
+    _, name = class_and_component(backbone)
+    _copy(base, folder, {name: ("*",)})
+    shutil.copytree(backbone, folder / name, dirs_exist_ok=True)
+
+
+def class_and_component(backbone: Path) -> tuple[str, str]:
+    """Class of a saved backbone, and its name in pipelines."""
+    kind = json.loads((backbone / "config.json").read_text())["_class_name"]
+    return kind, "unet" if kind.startswith("UNet") else "transformer"
+
+
+def _copy(base: Path, folder: Path, without: dict[str, tuple[str, ...]]) -> None:
+    """Copies a pipeline; ``without`` names the files of components to leave out."""
+    components = [name for name in pipeline_index(str(base)) if (base / name).is_dir()]
+    for component in tqdm(components, desc="copying", unit="folder"):
+        ignored = shutil.ignore_patterns(*UNSAFE, *without.get(component, ()))
+        shutil.copytree(base / component, folder / component, ignore=ignored)
+    for extra in [base / "model_index.json", *base.glob("LICEN[CS]E*")]:
+        shutil.copyfile(extra, folder / extra.name)
 
 
 def merge(lora: LoraLayers, tensors: dict[str, Tensor]) -> set[str]:

@@ -1,6 +1,7 @@
 """From a name, a folder or a loaded pipeline to a policy."""
 
 import warnings
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from crd.config import ModelConfig
 from crd.errors import CRDError
 from crd.models.families import open_family
 from crd.models.family import Family
+from crd.models.full_sets import FullSets
+from crd.models.lora_sets import LoraSets
 from crd.models.policy import Policy
 from crd.models.prompt_cache import PromptCache, fingerprint
 from crd.models.quantize import quantize
+from crd.models.weights import TRAINING_SETS, Weights, WeightSets
 
 COMPILED_VARIANTS = 96  # dynamo's own limit of 8 is below kinds of blocks x sets of weights x gradients on and off
 
@@ -63,19 +67,21 @@ def cache_folder(family: Family, config: ModelConfig) -> Path | None:
     return config.prompt_cache_folder / fingerprint(family) if config.prompt_cache_folder else None
 
 
-def load_policy(model: str | DiffusionPipeline, config: ModelConfig, device: torch.device) -> Policy:
-    """The policy over a pipeline of a supported class."""
+def load_policy(
+    model: str | DiffusionPipeline, config: ModelConfig, device: torch.device, names: Sequence[Weights] = TRAINING_SETS
+) -> Policy:
+    """The policy over a pipeline of a supported class, with these sets of weights; the student must be among them."""
     pipeline = load_pipeline(model, load_precision(config.precision, device)) if isinstance(model, str) else model
     family = open_family(pipeline, config)
     dtype = family.backbone.dtype  # of a pipeline that was handed over, its own
+    for component in family.pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.requires_grad_(False).eval()
     if config.int8:
-        family.backbone.requires_grad_(False)
         quantize(family.backbone)
     policy = Policy(
         family,
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        targets=config.lora_targets or family.lora_targets,
+        _weight_sets(family, config, device, names),
         device=device,
         prompts=PromptCache(device, config.prompt_cache_MiB * 2**20, cache_folder(family, config)),
         idle_on_host=config.idle_on_host and device.type != "cpu",
@@ -86,10 +92,17 @@ def load_policy(model: str | DiffusionPipeline, config: ModelConfig, device: tor
     return policy
 
 
+def _weight_sets(family: Family, config: ModelConfig, device: torch.device, names: Sequence[Weights]) -> WeightSets:
+    if config.tuning == "full":
+        return FullSets(family, names, device=device)
+    targets = config.lora_targets or family.lora_targets
+    return LoraSets(family, names, rank=config.lora_rank, alpha=config.lora_alpha, targets=targets, device=device)
+
+
 def compile_blocks(policy: Policy) -> None:
     """Compiles the backbone's repeated blocks; each set of named weights, with and without gradient, is a variant of its own."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
-    for stack in policy.model.backbone.children():
+    for stack in [child for backbone in policy.sets.backbones() for child in backbone.children()]:
         if isinstance(stack, torch.nn.ModuleList):
             for block in stack:
                 block.compile(dynamic=True)

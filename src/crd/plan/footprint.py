@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from crd.batch import Conditioning
-from crd.models.policy import ADAPTERS, Policy
+from crd.models.policy import Policy
+from crd.models.weights import TRAINING_SETS
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
@@ -28,12 +29,13 @@ class Footprint:
     """Bytes and operations of one process."""
 
     backbone_parameters: int
-    lora_parameters: int  # of one set of weights
-    backbone_bytes: int
-    lora_bytes: int  # three sets, gradients and two moments of the student
+    trained_parameters: int  # of one set of weights
+    backbone_bytes: int  # the frozen one
+    trained_bytes: int  # three sets, gradients and two moments of the student
     encoder_bytes: int
     vae_bytes: int
     prompt_bytes: int  # of one prompt's conditioning
+    pass_bytes: int  # kept by a pass however many rows it has: trained weights as autocast wants them
     row_bytes: int  # kept by one sample-timestep for its backward pass
     checkpointed_row_bytes: int  # the same with gradient checkpointing
     transient_bytes: int  # of one row in a pass whose results are not kept
@@ -44,15 +46,13 @@ class Footprint:
 def footprint(policy: Policy) -> Footprint:
     """Counts a policy; nothing is computed but the conditioning of the empty prompt."""
     model, pipeline = policy.model, policy.model.pipeline
-    lora = sum(_bytes(parameter) for _, parameter in policy.parameters("student"))
-    adapters = {id(parameter) for name in ADAPTERS for _, parameter in policy.parameters(name)}
-    frozen = [parameter for parameter in model.backbone.parameters() if id(parameter) not in adapters]
+    frozen, student = policy.sets.frozen(), [parameter for _, parameter in policy.parameters("student")]
     encoders = [module for name in model.text_encoders if (module := pipeline.components[name]) is not None]
     sizes = {
         "backbone_parameters": sum(parameter.numel() for parameter in frozen),
-        "lora_parameters": sum(parameter.numel() for _, parameter in policy.parameters("student")),
+        "trained_parameters": sum(parameter.numel() for parameter in student),
         "backbone_bytes": sum(_bytes(parameter) for parameter in frozen),
-        "lora_bytes": lora * (len(ADAPTERS) + 3),
+        "trained_bytes": sum(map(_bytes, student)) * (len(TRAINING_SETS) + 3),
         "encoder_bytes": sum(_bytes(parameter) for module in encoders for parameter in module.parameters()),
         "vae_bytes": sum(_bytes(parameter) for parameter in pipeline.vae.parameters()),
     }
@@ -97,6 +97,10 @@ class _Meter:
         self.kept: dict[int, tuple[Tensor, int]] = {}  # by storage; tensors are held, or a new one might get an old one's number
         self.inputs = self.largest = 0
 
+    @property
+    def saved(self) -> int:
+        return sum(size for _, size in self.kept.values())
+
     def keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.weights:
@@ -139,23 +143,31 @@ def _counting(module: torch.nn.Module, meter: _Meter, counter: FlopCounterMode) 
 
 def _pass(policy: Policy, conditioning: Conditioning) -> dict[str, Any]:
     """Operations of a forward pass of one row, and the bytes that it keeps for its backward pass."""
-    backbone, meter = policy.model.backbone, _Meter()
-    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    blocks = [block for stack in backbone.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
+    blocks = [b for stack in policy.model.backbone.children() if isinstance(stack, torch.nn.ModuleList) for b in stack]
+    two, flops = _pass_of(policy, conditioning, 2, blocks)  # a single row is spared a copy here and there
+    three, _ = _pass_of(policy, conditioning, 3, blocks)
+    row = three.saved - two.saved
+    return {
+        "row_flops": flops / 2,
+        "pass_bytes": max(0, two.saved - 2 * row),
+        "row_bytes": row,
+        # the inputs of all blocks, and one block at a time as if it were not checkpointed
+        "checkpointed_row_bytes": min(row, two.inputs // 2 + row // max(1, len(blocks))),
+        "transient_bytes": TRANSIENT * two.largest // 2,
+    }
+
+
+def _pass_of(policy: Policy, conditioning: Conditioning, rows: int, blocks: list[torch.nn.Module]) -> tuple[_Meter, float]:
+    """What a pass of the student keeps, and its operations."""
+    meter, counter = _Meter(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     handles = [block.register_forward_pre_hook(meter.enter, with_kwargs=True) for block in blocks]
-    x = torch.zeros(1, *policy.model.latent_shape, device=policy.device)
-    with _counting(backbone, meter, counter):
-        policy.velocity(x, torch.full((1,), 0.5, device=policy.device), conditioning)
+    x = torch.zeros(rows, *policy.model.latent_shape, device=policy.device)
+    same = conditioning.select(torch.zeros(rows, dtype=torch.long, device=policy.device))
+    with _counting(policy.model.backbone, meter, counter):
+        policy.velocity(x, torch.full((rows,), 0.5, device=policy.device), same)
     for handle in handles:
         handle.remove()
-    saved = sum(size for _, size in meter.kept.values())
-    return {
-        "row_flops": float(counter.get_total_flops()),
-        "row_bytes": saved,
-        # the inputs of all blocks, and one block at a time as if it were not checkpointed
-        "checkpointed_row_bytes": min(saved, meter.inputs + saved // max(1, len(blocks))),
-        "transient_bytes": TRANSIENT * meter.largest,
-    }
+    return meter, float(counter.get_total_flops())
 
 
 def _decode(policy: Policy) -> int:

@@ -43,10 +43,11 @@ class Plan:
         """What the run does, whatever it runs on."""
         config, counted = self.config, self.counted
         rollout, evaluation, train = config.rollout, config.evaluation, config.train
+        trained = "all of a copy" if config.model.tuning == "full" else f"LoRA rank {config.model.lora_rank}"
         return [
             f"plan for {config.output_dir}",
             f"  model                  {_many(counted.backbone_parameters)} parameters frozen, "
-            f"{_many(counted.lora_parameters)} trained (LoRA rank {config.model.lora_rank})",
+            f"{_many(counted.trained_parameters)} trained ({trained})",
             f"  training prompts       {self.prompts}, {rollout.prompts_per_epoch} of them per epoch",
             f"  per epoch              {rollout.prompts_per_epoch * rollout.group_size} pictures "
             f"({rollout.prompts_per_epoch} prompts x {rollout.group_size})",

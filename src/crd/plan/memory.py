@@ -10,6 +10,7 @@ from crd.plan.gpus import GPU
 GIB = 2**30
 OVERHEAD = 1.5 * GIB  # the driver's context, kernels' workspaces, the allocator's rounding
 SLACK = 1.3  # on whatever grows with the rows: fragments, casts, norms in float32 (on the CPU, where it is counted, bfloat16)
+TRAINED = {"lora": "LoRA, its optimiser", "full": "three copies in float32, optimiser"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Memory:
     def fixed(self) -> float:
         """What is always there."""
         idle = 0 if self.config.model.idle_on_host else self.counted.encoder_bytes + self.counted.vae_bytes
-        return self.counted.backbone_bytes + self.counted.lora_bytes + idle + self.prompts + OVERHEAD
+        return self.counted.backbone_bytes + self.counted.trained_bytes + idle + self.prompts + OVERHEAD
 
     @property
     def prompts(self) -> float:
@@ -46,7 +47,7 @@ class Memory:
     def training(self, rows: int, checkpointing: bool) -> float:
         """Activations of one forward and backward pass."""
         row = self.counted.checkpointed_row_bytes if checkpointing else self.counted.row_bytes
-        return SLACK * rows * (row + self.counted.transient_bytes)
+        return self.counted.pass_bytes + SLACK * rows * (row + self.counted.transient_bytes)
 
     def fits(self, rows: int, checkpointing: bool) -> bool:
         return self.fixed + self.training(rows, checkpointing) <= self.gpu.memory_gib * GIB
@@ -65,7 +66,7 @@ class Memory:
         training = self.training(self.rows, checkpointing)
         parts = {
             "backbone": self.counted.backbone_bytes,
-            "LoRA, its optimiser": self.counted.lora_bytes,
+            TRAINED[self.config.model.tuning]: self.counted.trained_bytes,
             "prompt embeddings": self.prompts,
             "driver, workspaces": OVERHEAD,
         }
@@ -86,6 +87,11 @@ class Memory:
         if self.fixed + self.training(1, True) > limit:
             if not self.config.model.idle_on_host:
                 found.append("model.idle_on_host=true: text encoders and VAE leave the GPU")
+            if self.config.model.tuning == "full":
+                return [
+                    *found,
+                    "model.tuning=lora, or several GPUs with FSDP2: each keeps a part of all weights (docs/machines.md)",
+                ]
             if not self.config.model.int8:
                 found.append("model.int8=true: halves the backbone")
             return [*found, "several GPUs with FSDP2: each keeps a part of the backbone (docs/machines.md)"]

@@ -1,7 +1,11 @@
-"""The result of a run: the LoRA file, the summary, the figures and the model card."""
+"""The result of a run: the weights, the summary, the figures and the model card."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
 
 from crd.alarm import find_alarms
 from crd.batch import PromptGroup
@@ -17,11 +21,35 @@ Row = dict[str, Any]
 
 
 def write_result(folder: RunFolder, config: CRDConfig, policy: Policy, members: list[PromptGroup]) -> None:
-    """Writes the student as a standard diffusers LoRA file, then everything that describes it."""
-    partial = folder.path / "partial-lora"  # renamed when whole: the file tells a finished run from others
-    policy.save_lora(str(partial), "student")
-    (partial / folder.lora.name).replace(folder.lora)
+    """Writes the student as diffusers loads it, then everything that describes it; all processes call it, the main one writes."""
+    partial = folder.path / "partial-result"  # renamed when whole: the result tells a finished run from others
+    if PartialState().is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+    policy.save(partial)
+    if not PartialState().is_main_process:
+        return
+    _put_in_place(partial, folder.result(config))
+    describe_result(folder, config, members)
+
+
+def restore_best(folder: RunFolder, config: CRDConfig, members: list[PromptGroup]) -> None:
+    """The same with the weights that held-out judges liked best; of the main process alone."""
+    partial = folder.path / "partial-result"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder.best, partial)
+    _put_in_place(partial, folder.result(config))
+    describe_result(folder, config, members)
+
+
+def _put_in_place(partial: Path, result: Path) -> None:
+    if result.is_dir():
+        shutil.rmtree(result)
+    (partial / result.name).replace(result)
     partial.rmdir()
+
+
+def describe_result(folder: RunFolder, config: CRDConfig, members: list[PromptGroup]) -> None:
+    """Everything that stands beside the weights."""
     prompts = list(dict.fromkeys(member.text for member in members))
     (folder.path / "evaluation_prompts.json").write_text(json.dumps(prompts, indent=1))
     write_report(folder, config)

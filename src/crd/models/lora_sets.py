@@ -1,0 +1,95 @@
+"""Named weights as LoRA adapters over one frozen backbone: three small sets, and the pretrained model with none of them."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from crd.errors import CRDError
+from crd.flow import widen
+from crd.lora_settings import FILE_NAME
+from crd.models.family import Family
+from crd.models.weights import Weights
+from crd.sharding import shard
+
+
+class LoraSets:
+    """LoRA weights of rank ``rank`` and scale ``alpha / rank`` on the modules whose names end with one of ``targets``.
+
+    All sets begin as the same weights, with which the backbone is the pretrained one. Raises CRDError if a target is in no name.
+    """
+
+    def __init__(
+        self, model: Family, names: Sequence[Weights], *, rank: int, alpha: float, targets: Sequence[str], device: torch.device
+    ):
+        self.model, self.names = model, tuple(names)
+        backbone = model.backbone
+        modules = [name for name, _ in backbone.named_modules()]
+        missing = [target for target in targets if not any(name.endswith(target) for name in modules)]
+        if missing:
+            raise CRDError(f"model.lora_targets: the backbone has no module whose name ends with {', '.join(missing)}.")
+        self.settings = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
+        with warnings.catch_warnings():  # several sets of weights over one backbone are the point
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # it cannot merge, nor do we
+            for name in names:
+                backbone.add_adapter(self.settings, adapter_name=name)
+        student = [parameter for _, parameter in self.parameters("student")]
+        for name in names:
+            for (_, parameter), start in zip(self.parameters(name), student, strict=True):
+                parameter.data = widen(start.data).clone()  # peft gave them the backbone's precision
+        self._layers = [m for m in backbone.modules() if isinstance(m, BaseTunerLayer)]
+        lora = [module for layer in self._layers for module in (layer.lora_A, layer.lora_B)]
+        self.sharded = shard(backbone, lora)
+        for module in lora if self.sharded else [backbone]:
+            module.to(device)
+
+    def activate(self, name: Weights) -> None:
+        adapters = [] if name == "pretrained" else [name]
+        for layer in self._layers:
+            layer.set_adapter(adapters, inference_mode=name != "student")
+
+    def parameters(self, name: Weights) -> list[tuple[str, nn.Parameter]]:
+        marker = f".{name}."
+        return [(k.replace(marker, "."), p) for k, p in self.model.backbone.named_parameters() if marker in k and "lora_" in k]
+
+    def frozen(self) -> list[nn.Parameter]:
+        lora = {id(parameter) for name in self.names for _, parameter in self.parameters(name)}
+        return [parameter for parameter in self.model.backbone.parameters() if id(parameter) not in lora]
+
+    def backbones(self) -> list[nn.Module]:
+        return [self.model.backbone]
+
+    def save(self, folder: Path, name: Weights) -> None:
+        """Writes a standard LoRA file of diffusers; the main process has all of it."""
+        if not PartialState().is_main_process:
+            return
+        metadata = self.settings.to_dict()
+        metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, in another order in every process
+        self.model.save_lora(str(folder), self._layers_of(name), metadata)
+
+    @torch.no_grad()
+    def load(self, path: Path, name: Weights) -> None:
+        """Reads a LoRA file, or the one in a folder."""
+        path = path / FILE_NAME if path.is_dir() else path
+        try:  # every name in the file begins with the backbone's: transformer or unet
+            layers = {key.partition(".")[2]: value for key, value in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise CRDError(f"{path} cannot be read: {error}") from error
+        own = self._layers_of(name)
+        if own.keys() != layers.keys() or any(own[k].shape != layers[k].shape for k in own):
+            raise CRDError(f"the LoRA weights in {path} do not fit this model (other rank, targets or backbone).")
+        for key, value in own.items():
+            value.copy_(layers[key])
+
+    def _layers_of(self, name: Weights) -> dict[str, Tensor]:
+        """One set under the names of LoRA files. It leaves the backbone's own weights alone: they may be in pieces."""
+        lora = {key: p.detach() for key, p in self.model.backbone.named_parameters() if f".{name}." in key and "lora_" in key}
+        return get_peft_model_state_dict(self.model.backbone, lora, adapter_name=name, save_embedding_layers=False)
