@@ -323,7 +323,7 @@ def test_weights_of_another_rank(tmp_path, pipeline):
     cpu = torch.device("cpu")
     policy = load_policy(pipeline, config.model, cpu)
     tensors = {name: torch.zeros(9, 9) for name in policy.state()}
-    assert "other rank" in complaint(policy.load_state, tensors)
+    assert "other LoRA rank" in complaint(policy.load_state, tensors)
     policy.save(tmp_path)
     wider = load_policy(tiny_pipeline(), other.model, cpu)
     assert "rank" in complaint(wider.load, tmp_path / "pytorch_lora_weights.safetensors")

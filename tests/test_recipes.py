@@ -76,6 +76,7 @@ REAL = (
     "sd35-medium-geneval",
     "sd35-medium-ocr-80gb",
     "sd35-medium-ocr-24gb",
+    "sd35-medium-ocr-full",
     "flux1-dev-ocr",
     "sdxl-aesthetic",
 )
