@@ -28,11 +28,12 @@ DIVERSITY_SIZE = 16  # pixels, both sides: pictures are compared after averaging
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Numbers, and the pictures they were computed from in the order prompt by prompt; the same on every process."""
+    """Numbers, and the pictures they come from in the order prompt by prompt; the same on every process (failures apart)."""
 
     metrics: dict[str, float]
     pictures: list[Image.Image]
     scores: dict[str, np.ndarray]  # (pictures,) by reward and judge, with reward and drift; NaN where there is none
+    failures: dict[str, int]  # pictures of this process that a reward gave no score, by reward
 
 
 def pairwise_distance(thumbnails: np.ndarray) -> float:
@@ -100,7 +101,8 @@ class Evaluator:
         if self.set_judges:
             texts, metadata = [m.text for m in self.members], [m.metadata for m in self.members]
             metrics |= self.set_judges(pictures, texts, metadata, settings.pictures_per_prompt)
-        return Evaluation(metrics, pictures, everywhere)
+        failures = {reward.name: drawn.scores.failures[reward.name] for reward in self.rewards.rewards if reward.weight}
+        return Evaluation(metrics, pictures, everywhere, failures)
 
     @torch.no_grad()
     def _drift(self, name: Weights, guidance_scale: float, x0: Tensor, ids: list[int]) -> np.ndarray:

@@ -264,7 +264,9 @@ class CRDTrainer:
     def _evaluate(self, name: Any, guidance_scale: float, label: str) -> Evaluation:
         began = time.perf_counter()
         evaluation = self.evaluator(name, guidance_scale)
-        self._check_failures(evaluation.metrics["failed"], f"evaluation {label}")  # before it is recorded for good
+        self._check_failures(
+            evaluation.metrics["failed"], f"evaluation {label}", evaluation.failures
+        )  # before it is recorded for good
         row = {"epoch": self.epoch, "step": self.steps_done, "label": label, "guidance_scale": guidance_scale}
         self.evaluations.append({**row, **evaluation.metrics})
         self._record("evaluation", self.evaluations[-1])
@@ -301,11 +303,11 @@ class CRDTrainer:
 
     # ------------------------------------------------------------------------------- what can fail
 
-    def _check_failures(self, share: float, where: str, failures: dict[str, int] | None = None) -> None:
+    def _check_failures(self, share: float, where: str, failures: dict[str, int]) -> None:
         """Too many pictures without a reward end the run."""
         if share == 0:
             return
-        named = ", ".join(f"{name}: {count}" for name, count in (failures or {}).items() if count)
+        named = ", ".join(f"{name}: {count}" for name, count in failures.items() if count)
         what = f"{share:.1%} of the pictures of {where} got no reward" + (f" ({named})" if named else "")
         logger.warning("%s", what)
         if share > self.config.reward_failure_limit:

@@ -5,9 +5,17 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import httpx2
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError
 
 from crd.config import ModelConfig
@@ -49,17 +57,42 @@ def load_pipeline(path: str, dtype: torch.dtype) -> DiffusionPipeline:
     looks_local = path == "nano" or path.startswith((".", "/", "~")) or folder.exists()
     if looks_local and not (folder / "model_index.json").is_file():
         raise CRDError(f"model.path: {folder.resolve()} is no diffusers pipeline: it has no model_index.json.")
+    if not looks_local:
+        _check_hub(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of diffusers about tokenizer classes; nothing a user could act on
             place = str(folder) if looks_local else path
             return DiffusionPipeline.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, **absent_components(place))
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
-        if isinstance(error, GatedRepoError) or isinstance(error.__context__, GatedRepoError):
-            raise CRDError(
-                f"model.path: {path} is gated: accept its licence on its page of the hub, then log in with `hf auth login`."
-            ) from error
         raise CRDError(f"model.path: {path!r} cannot be loaded as a diffusers pipeline: {error}") from error
+
+
+def _check_hub(path: str) -> None:
+    """Raises CRDError that says which it is, if a name is no pipeline of the hub: misspelt, gated, or the hub out of reach."""
+    try:
+        hf_hub_download(path, "model_index.json")
+    except HFValidationError as error:
+        raise CRDError(f"model.path: {path!r} is neither a folder nor the name of a model on the hub (OWNER/NAME).") from error
+    except GatedRepoError as error:
+        raise CRDError(
+            f"model.path: {path} is gated: accept its licence on its page of the hub, then log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CRDError(
+            f"model.path: there is no folder {path!r}, and the hub knows no model of that name. Check the spelling; "
+            "if it is private, log in with `hf auth login`."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        reason = f" ({error.__cause__})" if error.__cause__ else ""
+        raise CRDError(
+            f"model.path: there is no folder {path!r}, no model of that name has been downloaded to this machine, and the "
+            f"hub cannot be reached{reason}. Connect (unset HF_HUB_OFFLINE if it is set), or give the folder of the model."
+        ) from error
+    except EntryNotFoundError as error:
+        raise CRDError(f"model.path: {path} on the hub is no diffusers pipeline: it has no model_index.json.") from error
+    except (OSError, httpx2.HTTPError) as error:
+        raise CRDError(f"model.path: the hub does not give {path}: {error}") from error
 
 
 def cache_folder(family: Family, config: ModelConfig) -> Path | None:
