@@ -4,12 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from test_full_tuning import CASES
 from tiny import tiny_config, tiny_pipeline
+from torch.utils.flop_counter import FlopCounterMode
 
 from crd.errors import CRDError
 from crd.models.load import load_policy
 from crd.plan.counts import forwards_per_epoch, rollout_rows, training_rows
-from crd.plan.footprint import footprint
+from crd.plan.footprint import CPU_ATTENTION, footprint
 from crd.plan.gpus import GPU, find_gpu
 from crd.plan.memory import GIB, OVERHEAD, SLACK, Memory
 
@@ -47,18 +49,35 @@ def saved_bytes(policy, rows):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    x = torch.randn(rows, *policy.model.latent_shape)
-    conditioning = policy.encode([""]).select(torch.zeros(rows, dtype=torch.long))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        velocity = policy.velocity(x, torch.full((rows,), 0.5), conditioning)
+        velocity = real_pass(policy, rows)
     del velocity
     return sum(kept.values())
+
+
+def real_pass(policy, rows):
+    x = torch.randn(rows, *policy.model.latent_shape)
+    conditioning = policy.encode([""]).select(torch.zeros(rows, dtype=torch.long))
+    return policy.velocity(x, torch.full((rows,), 0.5), conditioning)
 
 
 def test_kept_bytes_against_a_real_pass(counted):
     policy = load_policy(tiny_pipeline(), CONFIG.model, CPU)
     for rows, tolerance in ((1, 0.1), (2, 0.01), (3, 0.01), (8, 0.1)):  # attention pads its statistics differently for more rows
         assert counted.pass_bytes + rows * counted.row_bytes == pytest.approx(saved_bytes(policy, rows), rel=tolerance)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_is_counted(name):
+    """Kept bytes and operations of a real pass, by hooks and by a counter on real tensors."""
+    policy = CASES[name].policy()
+    kept = saved_bytes(policy, 2)
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        real_pass(policy, 1)
+    counted = footprint(policy)
+    assert counted.pass_bytes + 2 * counted.row_bytes == pytest.approx(kept, rel=0.03)
+    assert counted.row_flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert counted.decode_bytes > 0 and counted.prompt_bytes > 0 and counted.encoder_bytes > 0
 
 
 def test_operations_against_a_closed_form(counted):

@@ -44,7 +44,10 @@ class Footprint:
 
 
 def footprint(policy: Policy) -> Footprint:
-    """Counts a policy; nothing is computed but the conditioning of the empty prompt."""
+    """Counts a policy; nothing is computed but the conditioning of the empty prompt.
+
+    Draw or train with another one afterwards: some backbones (Qwen-Image) keep tables of the pass, which held no numbers.
+    """
     model, pipeline = policy.model, policy.model.pipeline
     frozen, student = policy.sets.frozen(), [parameter for _, parameter in policy.parameters("student")]
     encoders = [module for name in model.text_encoders if (module := pipeline.components[name]) is not None]
