@@ -152,3 +152,13 @@ def test_rolling_back_gives_the_best_student(hacked, crd, tuning):
     assert summary["after"]["reward"] == json.loads((other / "summary.json").read_text())["after"]["reward"]
     assert crd("train", path)[0] == 0
     assert json.loads((folder / "summary.json").read_text())["rolled_back_to"] == label
+
+
+def test_weights_that_were_not_kept_cannot_be_rolled_back_to(hacked, crd):
+    path, folder = hacked("late", diversity_ratio=0.0)
+    assert crd("train", path)[0] == 0
+    rows = (folder / "metrics.jsonl").read_text()
+    code, printed = crd("train", path, "alarm.action=roll_back")
+    assert code == 2 and "were not kept" in printed and "alarm.action=stop" in printed
+    assert (folder / "metrics.jsonl").read_text() == rows
+    assert crd("train", path, "alarm.action=stop")[0] == 0

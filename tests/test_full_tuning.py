@@ -52,7 +52,7 @@ def test_only_the_student_moves_and_plain_diffusers_draws_what_it_draws(name, tm
     case = CASES[name]
     pipeline = case.make()
     policy = full(case, pipeline)
-    untouched = {key: value.clone() for key, value in policy.sets.backbones()[0].state_dict().items()}
+    untouched = {key: value.clone() for key, value in policy.sets.backbones()[-1].state_dict().items()}
     x, conditioning = noise(policy), policy.encode(PROMPTS)
     with torch.no_grad():
         start = policy.velocity(x, levels(), conditioning)
@@ -77,7 +77,7 @@ def test_only_the_student_moves_and_plain_diffusers_draws_what_it_draws(name, tm
     assert farthest(policy.model.decode(ours), pictures) <= 1
     with policy.using("pretrained"):
         assert (policy.velocity(x, levels(), conditioning) - start).abs().max() == 0
-    for key, value in policy.sets.backbones()[0].state_dict().items():
+    for key, value in policy.sets.backbones()[-1].state_dict().items():
         assert torch.equal(value, untouched[key])
 
     again = full(case)
@@ -154,6 +154,24 @@ def test_two_processes_equal_one(tmp_path, environment, checkpointing):
     same(tmp_path / "one", tmp_path / "two")
 
 
+def bfloat16_gradients():
+    """Of a policy whose frozen weights are bfloat16, with gradient checkpointing: of the same pass, whatever the processes."""
+    policy = full(SD3, tiny_pipeline().to(torch.bfloat16))
+    policy.model.backbone.enable_gradient_checkpointing()
+    velocity = policy.velocity(noise(policy), levels(), policy.encode(PROMPTS))
+    with torch.no_grad(), policy.using("pretrained"):
+        anchor = policy.velocity(noise(policy), levels(), policy.encode(PROMPTS))
+    ((velocity - 1) ** 2 + (velocity - anchor) ** 2).mean().backward()
+    wholes = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for _, p in policy.parameters("student")]
+    return torch.cat([whole.flatten() for whole in wholes]).numpy()
+
+
+def test_bfloat16_in_pieces():
+    (one,) = on_processes(1, bfloat16_gradients)
+    for two in on_processes(2, bfloat16_gradients, environment=FSDP2):
+        assert np.abs(two - one).max() < 0.02 * np.abs(one).max() and np.linalg.norm(two - one) < 0.02 * np.linalg.norm(one)
+
+
 @torch.no_grad()
 def velocities_as_weights_move():
     """Of student, old and sampler: at first, and after the student has moved and old has followed it half way."""
@@ -165,6 +183,7 @@ def velocities_as_weights_move():
                 found.append(policy.velocity(*arguments).numpy())
         for _, parameter in policy.parameters("student"):
             here(parameter).add_(0.05)
+        policy.sets.changed("student")
         policy.blend("old", 0.5)
     return found
 
@@ -173,9 +192,8 @@ def test_what_processes_put_together_is_never_out_of_date():
     (one,) = on_processes(1, velocities_as_weights_move)
     assert np.abs(one[4] - one[1]).max() > 1e-2 and np.abs(one[5] - one[2]).max() == 0
     for two in on_processes(2, velocities_as_weights_move, environment=FSDP2):
-        for i, (a, b) in enumerate(zip(one, two, strict=True)):
-            if i != 3:  # the student moves by optimiser steps, after a backward pass
-                np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
 
 
 @pytest.fixture
@@ -216,12 +234,18 @@ def test_from_the_command_line(run, crd, tmp_path, tiny_folder):
 
 
 def test_bad_input(run, crd, tmp_path):
+    assert "choose one" in crd("train", run.with_suffix(".yaml"), "model.lora_targets=[attn.to_q]")[1]
     assert "choose one" in crd("train", run.with_suffix(".yaml"), "model.int8=true", "train.gradient_checkpointing=true")[1]
     file = run / "backbone" / "diffusion_pytorch_model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     code, printed = crd("sample", run, "a ring", "--output", tmp_path / "a.png")
     assert code == 2 and "cannot be read as a SD3Transformer2DModel" in printed
+    assert "is damaged" in crd("export", run, "--to", "merged", "--output", tmp_path / "out")[1]
+    file.write_bytes(whole)
+    (run / "backbone" / "config.json").write_text("{")
+    assert "is damaged" in crd("export", run, "--to", "merged", "--output", tmp_path / "out")[1]
+    assert not (tmp_path / "out").exists()
     other = tiny_pipeline().transformer
     smaller = type(other).from_config({**other.config, "num_layers": 1})
     smaller.save_pretrained(tmp_path / "smaller")

@@ -163,7 +163,8 @@ def test_out_of_memory_names_the_settings_and_loses_nothing(tmp_path, pipeline, 
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_compiled_blocks_give_the_same_velocities_of_every_weights(monkeypatch):
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_compiled_blocks_give_the_same_velocities_of_every_weights(monkeypatch, tuning):
     """Traced and differentiated as on a GPU; only the making of machine code is left out, it takes minutes here."""
     whole = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: whole(module, backend="aot_eager", **options))
@@ -172,7 +173,7 @@ def test_compiled_blocks_give_the_same_velocities_of_every_weights(monkeypatch):
     velocities = []
     for flag in (False, True):
         torch.manual_seed(0)
-        policy = load_policy(tiny_pipeline(), SETTINGS.model_copy(update={"compile": flag}), CPU)
+        policy = load_policy(tiny_pipeline(), SETTINGS.model_copy(update={"compile": flag, "tuning": tuning}), CPU)
         rng = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for _, parameter in policy.parameters("student"):

@@ -278,6 +278,8 @@ class CRDConfig(Section):
                 "model.int8 needs train.gradient_checkpointing: without it every 8-bit matrix is kept in full precision for the "
                 "backward pass, which takes more memory than no int8 at all"
             )
+        if self.model.lora_targets and self.model.tuning == "full":
+            raise ValueError("model.lora_targets is for LoRA weights, but model.tuning full has none: choose one")
         if self.model.int8 and self.model.tuning == "full":
             raise ValueError("model.int8 is for frozen matrices, but model.tuning full trains them: choose one")
         if self.objective.policy_weight == 0 and self.anchor.strength == 0:

@@ -11,6 +11,7 @@ from crd.config import CRDConfig
 from crd.errors import CRDError
 from crd.models.policy import Policy
 from crd.processes import from_main
+from crd.sharding import here
 
 ON_CPU = 96  # rows; larger ones are no faster there (docs/experiments.md)
 HEADROOM = 0.9  # of the memory that is free
@@ -72,14 +73,18 @@ def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
 
 
 def _peak_bytes(policy: Policy, rows: int) -> float:
-    """Peak memory of one forward and backward pass of the student, in bytes; infinite if there is not enough."""
+    """Peak memory of one forward and backward pass of the student, in bytes; infinite if there is not enough.
+
+    A later pass also finds the gradient of the one before it and both moments of AdamW, which are not there yet.
+    """
     x = torch.zeros(rows, *policy.model.latent_shape, device=policy.device)
     sigma = torch.full((rows,), 0.5, device=policy.device)
     conditioning = policy.encode([""]).select(torch.zeros(rows, dtype=torch.long, device=policy.device))
     torch.cuda.reset_peak_memory_stats(policy.device)
     try:
         policy.velocity(x, sigma, conditioning).square().mean().backward()
-        return float(torch.cuda.max_memory_allocated(policy.device))
+        later = 3 * sum(here(p).nbytes for _, p in policy.parameters("student"))
+        return float(torch.cuda.max_memory_allocated(policy.device) + later)
     except torch.cuda.OutOfMemoryError:
         return float("inf")
     finally:

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -54,17 +55,19 @@ def from_main(data: bytes, accelerator: Accelerator) -> bytes:
     return broadcast(held.to(accelerator.device)).cpu().numpy().tobytes()
 
 
-def tensors_from_main(tensors: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    """The main process's tensors on every process, in host memory; one at a time goes through the device."""
-    if accelerator.num_processes == 1:
-        return tensors
+def tensors_from_main(
+    tensors: dict[str, Tensor], accelerator: Accelerator
+) -> tuple[dict[str, list[int]], Iterator[tuple[str, Tensor]]]:
+    """Shapes of the main process's tensors, and the tensors one by one as they arrive: no other process holds all of them."""
     described = {key: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in tensors.items()}
     described = json.loads(from_main(json.dumps(described).encode(), accelerator))
-    received = {}
-    for key, (shape, dtype) in described.items():
-        held = tensors[key] if accelerator.is_main_process else torch.empty(shape, dtype=getattr(torch, dtype))
-        received[key] = broadcast(held.to(accelerator.device)).cpu()
-    return received
+
+    def arriving() -> Iterator[tuple[str, Tensor]]:
+        for key, (shape, dtype) in described.items():
+            held = tensors[key] if accelerator.is_main_process else torch.empty(shape, dtype=getattr(torch, dtype))
+            yield key, broadcast(held.to(accelerator.device)) if accelerator.num_processes > 1 else held
+
+    return {key: shape for key, (shape, _) in described.items()}, arriving()
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -1,8 +1,8 @@
 """FSDP2: every process keeps a piece of the backbone, and blocks are put together for a pass and taken apart again.
 
 How, is said to accelerate (``accelerate launch --config_file``, see docs/machines.md); this file hands the backbone over.
-Only backbones are sharded. LoRA weights, text encoders and the autoencoder stay whole on every process: they are small, or
-at work for moments.
+Backbones are sharded, and with them the gradient and moments of one that is trained. LoRA weights, text encoders and the
+autoencoder stay whole on every process: they are small, or at work for moments.
 """
 
 import torch

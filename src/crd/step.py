@@ -43,7 +43,11 @@ class TrainStep:
         self.parameters = [p for _, p in policy.parameters("student")]
         train = config.train
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
+            self.parameters,
+            lr=train.learning_rate,
+            betas=train.betas,
+            weight_decay=train.weight_decay,
+            fused=policy.device.type == "cuda",  # no temporary as large as the weights
         )
         sigmas = policy.model.sigmas(config.rollout.steps, config.rollout.shift)
         self.grid = sigmas[:-1]  # where the rollout evaluates the velocity
@@ -88,6 +92,7 @@ class TrainStep:
         statistics = self._statistics(sums, norm, len(everyone.group))
         if math.isfinite(statistics["gradient_norm"]):
             self.optimizer.step()
+            self.policy.sets.changed("student")
         return statistics
 
     def _zero(self) -> Tensor:
@@ -190,9 +195,9 @@ class TrainStep:
 
     def _idle_tile(self, source: TileSource) -> Tile:
         """Of no sample, at an inner point of the grid: it keeps the forward passes going and counts for nothing."""
-        here, levels = len(self.grid) // 2, min(2, self.levels)  # two can be halved
+        middle, levels = len(self.grid) // 2, min(2, self.levels)  # two can be halved
         x = torch.zeros(levels, 1, *self.policy.model.latent_shape, device=self.policy.device)
-        level, following, spread = (v[here].expand(levels, 1) for v in (self.points, self.points[1:], self.spread))
+        level, following, spread = (v[middle].expand(levels, 1) for v in (self.points, self.points[1:], self.spread))
         one = torch.ones(1, device=x.device)
         stored = self.config.algorithm == "flow_grpo"
         return Tile(
@@ -250,8 +255,8 @@ class TrainStep:
         for part, tile, counts in self._tiles(source, source.pieces(self.config.train.micro_batch)):
             student = self._velocity(tile)
             # R = error(old) - error(student), and error(old) has no gradient
-            here = coefficients[part.levels, part.samples] if counts else torch.zeros_like(tile.sigma)
-            loss = -(here * self._error(student, tile)).sum()
+            factor = coefficients[part.levels, part.samples] if counts else torch.zeros_like(tile.sigma)
+            loss = -(factor * self._error(student, tile)).sum()
             loss, parts = self._with_anchor(loss, self._zero(), student, tile, scale)
             (counts * loss).backward()
             sums = sums + counts * parts

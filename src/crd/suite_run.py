@@ -134,7 +134,7 @@ def _report(
             "revision": _revision(config.model.path),
             "pipeline": type(family.pipeline).__name__,
             "tuned": source.tuned and {"path": str(source.tuned), "sha256": _digest(source.tuned)},
-            "dtype": str(next(family.backbone.parameters()).dtype),
+            "dtype": str(policy.sets.frozen()[0].dtype),
             "height": family.height,
             "width": family.width,
             "max_sequence_length": family.max_sequence_length,

@@ -31,7 +31,7 @@ from crd.models.load import load_policy
 from crd.processes import add_up, check_launch, from_main, peak_memory_mib, share_of, split, tensors_from_main
 from crd.recipe import dump_config
 from crd.report.pictures import save_grid
-from crd.report.result import restore_best, write_result
+from crd.report.result import check_best, restore_best, save_best, write_result
 from crd.rewards.protocol import RewardFunction, RewardSet
 from crd.rollout import Drawn, collect, rollout_sampling
 from crd.run_folder import RunFolder
@@ -264,9 +264,8 @@ class CRDTrainer:
     def _evaluate(self, name: Any, guidance_scale: float, label: str) -> Evaluation:
         began = time.perf_counter()
         evaluation = self.evaluator(name, guidance_scale)
-        self._check_failures(
-            evaluation.metrics["failed"], f"evaluation {label}", evaluation.failures
-        )  # before it is recorded for good
+        # before it is recorded for good
+        self._check_failures(evaluation.metrics["failed"], f"evaluation {label}", evaluation.failures)
         row = {"epoch": self.epoch, "step": self.steps_done, "label": label, "guidance_scale": guidance_scale}
         self.evaluations.append({**row, **evaluation.metrics})
         self._record("evaluation", self.evaluations[-1])
@@ -286,7 +285,7 @@ class CRDTrainer:
                 logger.warning("hack alarm at optimiser step %d: %s", alarm.step, alarm.text)
         keep = settings.action == "roll_back" and best_evaluation(self.evaluations, settings) is newest
         if keep:
-            self.policy.save(self.folder.best)
+            save_best(self.folder, self.policy, newest["label"])
 
     def _halted(self) -> bool:
         """Whether the alarm has ended the run; every process has the same evaluations."""
@@ -296,9 +295,10 @@ class CRDTrainer:
     def _roll_back(self) -> None:
         """The result is then the student of the best evaluation; the newest checkpoint stays as it is."""
         best = best_evaluation(self.evaluations, self.config.alarm)
+        check_best(self.folder, best["label"])
         if not any(row["kind"] == "roll_back" for row in read_record(self.folder.metrics)):
             self.metrics.write({"kind": "roll_back", "label": best["label"], "epoch": best["epoch"], "step": best["step"]})
-        restore_best(self.folder, self.config, self.evaluator.members)
+        restore_best(self.folder, self.config, best["label"], self.evaluator.members)
         self._say(f"The hack alarm ended the run; its result is the student of {best['label']}.")
 
     # ------------------------------------------------------------------------------- what can fail
@@ -356,10 +356,9 @@ class CRDTrainer:
         facts = json.loads(from_main(json.dumps(facts).encode(), self.accelerator))
         self.evaluations = facts.pop("evaluations")
         if facts:
-            tensors = tensors_from_main(tensors, self.accelerator)
-            optimizer = {k: v for k, v in tensors.items() if k.startswith("optimizer/")}
-            self.policy.load_state({k: v for k, v in tensors.items() if k not in optimizer})
-            checkpoint.restore_optimizer(self.step.optimizer, optimizer)
+            optimizer = {key: tensors.pop(key) for key in list(tensors) if key.startswith("optimizer/")}
+            self.policy.load_state(*tensors_from_main(tensors, self.accelerator))
+            checkpoint.restore_optimizer(self.step.optimizer, tensors_from_main(optimizer, self.accelerator)[1])
             self.epoch, self.steps_done = facts["epoch"], facts["step"]
             self.step.forwards = facts["forwards"]
             self._say(f"Resuming after epoch {self.epoch} of {self.config.train.epochs}.")
@@ -380,10 +379,8 @@ class CRDTrainer:
         return tensors, {**facts, "evaluations": evaluations}
 
     def _save(self) -> None:
-        tensors = {
-            **self.policy.state(),
-            **checkpoint.optimizer_tensors(self.step.optimizer),
-        }  # in pieces, it takes all processes
+        # of all processes: what is in pieces they put together
+        tensors = {**self.policy.state(), **checkpoint.optimizer_tensors(self.step.optimizer)}
         if self.accelerator.is_main_process:
             facts = {
                 "epoch": self.epoch,

@@ -63,7 +63,7 @@ def _evaluator(config: CRDConfig) -> Any:
     from crd.rewards.protocol import RewardSet
 
     accelerator = Accelerator()
-    policy = load_policy(config.model.path, config.model, accelerator.device)
+    policy = load_policy(config.model.path, config.model, accelerator.device, names=("student",))
     rewards = RewardSet([*named_rewards(None, config), *judges(config)])
     held_out = prompt_set(config.prompts.evaluation, "prompts.evaluation").first(config.evaluation.prompts)
     return Evaluator(policy, rewards, held_out, config, accelerator)

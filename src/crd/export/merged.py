@@ -41,14 +41,25 @@ def write_merged(lora: LoraLayers, base: Path, folder: Path) -> None:
 
 def write_replaced(backbone: Path, base: Path, folder: Path) -> None:
     """Writes the pipeline of ``base`` with a tuned ``backbone`` folder in the place of its own."""
-    _, name = class_and_component(backbone)
+    kind, name = class_and_component(backbone)
+    if (own := pipeline_index(str(base)).get(name, [None, None])[1]) != kind:
+        raise CRDError(f"the base model in {base} has a {own} where the run has a {kind}: it is not the run's base model.")
+    for file in backbone.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt"):  # it checks the size
+                pass
+        except (OSError, SafetensorError) as error:
+            raise CRDError(f"{file} is damaged: {error}. Train again, or restore it.") from error
     _copy(base, folder, {name: ("*",)})
     shutil.copytree(backbone, folder / name, dirs_exist_ok=True)
 
 
 def class_and_component(backbone: Path) -> tuple[str, str]:
-    """Class of a saved backbone, and its name in pipelines."""
-    kind = json.loads((backbone / "config.json").read_text())["_class_name"]
+    """Class of a saved backbone, and its name in pipelines; raises CRDError if it is damaged."""
+    try:
+        kind = json.loads((backbone / "config.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CRDError(f"{backbone} is no backbone of a run, or it is damaged: {error!r}. Train again, or restore it.") from error
     return kind, "unet" if kind.startswith("UNet") else "transformer"
 
 

@@ -27,22 +27,32 @@ class FullSets:
     def __init__(self, model: Family, names: Sequence[Weights], *, device: torch.device):
         self.model, self.names = model, tuple(names)
         self._class = type(model.backbone)  # sharding changes it
-        self._modules: dict[Weights, nn.Module] = {"pretrained": model.backbone}
-        for name in names:
+        self._modules: dict[Weights, nn.Module] = {}
+        for name in names:  # one after the other, so that the host never holds more than one copy
             module = copy.deepcopy(model.backbone)
             for parameter in module.parameters():
                 parameter.data = widen(parameter.data)
             self._modules[name] = module.requires_grad_(name == "student")
-        self.sharded = all(shard(module, []) for module in self._modules.values())  # all of them, or none
-        for module in [] if self.sharded else self._modules.values():
-            module.to(device)
+            self._place(module, device)
+        self._modules["pretrained"] = model.backbone
+        self.sharded = self._place(model.backbone, device)
         # listed once: while a sharded block is at work, its module shows other tensors than those that are kept
         self._parameters = {name: list(module.named_parameters()) for name, module in self._modules.items()}
 
+    @staticmethod
+    def _place(module: nn.Module, device: torch.device) -> bool:
+        """Puts a module onto the device, in pieces if accelerate was told so; whether it was."""
+        sharded = shard(module, [])
+        if not sharded:
+            module.to(device)
+        return sharded
+
     def activate(self, name: Weights) -> None:
-        module = self.model.backbone = self._modules[name]
-        if self.sharded and name in ("old", "sampler"):  # they may have moved since processes last put their pieces together
-            take_apart(module)
+        self.model.backbone = self._modules[name]
+
+    def changed(self, name: Weights) -> None:
+        if self.sharded:
+            take_apart(self._modules[name])
 
     def parameters(self, name: Weights) -> list[tuple[str, nn.Parameter]]:
         return self._parameters[name]
@@ -54,14 +64,15 @@ class FullSets:
         return list(self._modules.values())
 
     @torch.no_grad()
-    def save(self, folder: Path, name: Weights) -> None:
+    def save(self, folder: Path) -> None:
         """Writes ``backbone/`` as diffusers saves a model, in the precision of the frozen one."""
-        dtype, module = self.frozen()[0].dtype, self._modules[name]
+        dtype, module = self.frozen()[0].dtype, self._modules["student"]
         trained: dict[str, Tensor] = {}
-        for key, parameter in self._parameters[name]:
-            if (whole := whole_on_main(parameter)) is not None:
+        for key, parameter in self._parameters["student"]:
+            whole = whole_on_main(parameter)
+            if whole is not None and PartialState().is_main_process:
                 trained[key] = whole.to("cpu", dtype)
-        if not PartialState().is_main_process:
+        if not trained:
             return
         with init_empty_weights(include_buffers=True):
             plain = self._class.from_config(module.config)
@@ -70,15 +81,16 @@ class FullSets:
         plain.save_pretrained(folder / FULL)
 
     @torch.no_grad()
-    def load(self, path: Path, name: Weights) -> None:
+    def load(self, path: Path) -> None:
         """Reads a ``backbone/`` folder; every process by itself."""
         try:
             found = self._class.from_pretrained(path, torch_dtype=torch.float32, use_safetensors=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CRDError(f"the weights in {path} cannot be read as a {self._class.__name__}: {error}") from error
         values = dict(found.named_parameters())
-        own = dict(self._parameters[name])
+        own = dict(self._parameters["student"])
         if own.keys() != values.keys() or any(own[key].shape != value.shape for key, value in values.items()):
             raise CRDError(f"the weights in {path} do not fit this model: another backbone was tuned there.")
         for key, parameter in own.items():
             put(parameter, values[key])
+        self.changed("student")

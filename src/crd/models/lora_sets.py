@@ -45,16 +45,19 @@ class LoraSets:
         for name in names:
             for (_, parameter), start in zip(self.parameters(name), student, strict=True):
                 parameter.data = widen(start.data).clone()  # peft gave them the backbone's precision
-        self._layers = [m for m in backbone.modules() if isinstance(m, BaseTunerLayer)]
-        lora = [module for layer in self._layers for module in (layer.lora_A, layer.lora_B)]
+        self._tuned = [m for m in backbone.modules() if isinstance(m, BaseTunerLayer)]
+        lora = [module for layer in self._tuned for module in (layer.lora_A, layer.lora_B)]
         self.sharded = shard(backbone, lora)
         for module in lora if self.sharded else [backbone]:
             module.to(device)
 
     def activate(self, name: Weights) -> None:
         adapters = [] if name == "pretrained" else [name]
-        for layer in self._layers:
+        for layer in self._tuned:
             layer.set_adapter(adapters, inference_mode=name != "student")
+
+    def changed(self, name: Weights) -> None:
+        """Nothing to do: LoRA weights are whole on every process."""
 
     def parameters(self, name: Weights) -> list[tuple[str, nn.Parameter]]:
         marker = f".{name}."
@@ -67,29 +70,29 @@ class LoraSets:
     def backbones(self) -> list[nn.Module]:
         return [self.model.backbone]
 
-    def save(self, folder: Path, name: Weights) -> None:
+    def save(self, folder: Path) -> None:
         """Writes a standard LoRA file of diffusers; the main process has all of it."""
         if not PartialState().is_main_process:
             return
         metadata = self.settings.to_dict()
         metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, in another order in every process
-        self.model.save_lora(str(folder), self._layers_of(name), metadata)
+        self.model.save_lora(str(folder), self._layers(), metadata)
 
     @torch.no_grad()
-    def load(self, path: Path, name: Weights) -> None:
+    def load(self, path: Path) -> None:
         """Reads a LoRA file, or the one in a folder."""
         path = path / FILE_NAME if path.is_dir() else path
         try:  # every name in the file begins with the backbone's: transformer or unet
             layers = {key.partition(".")[2]: value for key, value in load_file(path).items()}
         except (OSError, SafetensorError) as error:
             raise CRDError(f"{path} cannot be read: {error}") from error
-        own = self._layers_of(name)
+        own = self._layers()
         if own.keys() != layers.keys() or any(own[k].shape != layers[k].shape for k in own):
             raise CRDError(f"the LoRA weights in {path} do not fit this model (other rank, targets or backbone).")
         for key, value in own.items():
             value.copy_(layers[key])
 
-    def _layers_of(self, name: Weights) -> dict[str, Tensor]:
-        """One set under the names of LoRA files. It leaves the backbone's own weights alone: they may be in pieces."""
-        lora = {key: p.detach() for key, p in self.model.backbone.named_parameters() if f".{name}." in key and "lora_" in key}
-        return get_peft_model_state_dict(self.model.backbone, lora, adapter_name=name, save_embedding_layers=False)
+    def _layers(self) -> dict[str, Tensor]:
+        """The student under the names of LoRA files. It leaves the backbone's own weights alone: they may be in pieces."""
+        lora = {key: p.detach() for key, p in self.model.backbone.named_parameters() if ".student." in key and "lora_" in key}
+        return get_peft_model_state_dict(self.model.backbone, lora, adapter_name="student", save_embedding_layers=False)

@@ -1,7 +1,7 @@
 """A pipeline, its named weights and its prompts: everything that training asks of a model."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,6 +89,7 @@ class Policy:
         snapshot = [here(p) for _, p in self.parameters(name)]
         student = [here(p) for _, p in self.parameters("student")]
         torch._foreach_lerp_(snapshot, student, 1.0 - decay)
+        self.sets.changed(name)
 
     # ------------------------------------------------------------------------------------- prompts
 
@@ -145,7 +146,8 @@ class Policy:
         return self.model.guide(self._forward(x, sigma, empty), conditional, guidance_scale)
 
     def _forward(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+        # a weight is used once a pass: keeping its cast would only hold memory, beyond gradient checkpointing and FSDP2
+        with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None, cache_enabled=False):
             return widen(self.model.velocity(x, sigma, conditioning))
 
     # --------------------------------------------------------------------------------------- files
@@ -160,24 +162,26 @@ class Policy:
         return {key: tensor.detach() for key, tensor in whole.items() if tensor is not None}
 
     @torch.no_grad()
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restores what :meth:`state` returned; raises CRDError if names or shapes differ."""
+    def load_state(self, shapes: Mapping[str, Sequence[int]], tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Restores what :meth:`state` returned, tensor by tensor; raises CRDError at once if names or shapes differ."""
         own = self._all_parameters()
-        if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
+        if own.keys() != shapes.keys() or any(list(own[k].shape) != list(shapes[k]) for k in own):
             raise CRDError(
                 "the checkpoint's weights do not fit this model (other LoRA rank, targets or backbone). "
                 "Give another output_dir, or the model settings of its run."
             )
-        for key, parameter in own.items():
-            put(parameter, tensors[key])
+        for key, tensor in tensors:
+            put(own[key], tensor)
+        for name in self.sets.names:
+            self.sets.changed(name)
 
     def _all_parameters(self) -> dict[str, nn.Parameter]:
         return {f"{name}/{key}": p for name in self.sets.names for key, p in self.parameters(name)}
 
-    def save(self, folder: Path, name: Weights = "student") -> None:
-        """Writes one set of weights as diffusers loads it; all processes call it, and the main one writes."""
-        self.sets.save(folder, name)
+    def save(self, folder: Path) -> None:
+        """Writes the student as diffusers loads it; all processes call it, and the main one writes."""
+        self.sets.save(folder)
 
-    def load(self, path: Path, name: Weights = "student") -> None:
-        """Reads what :meth:`save` wrote; raises CRDError if it does not fit."""
-        self.sets.load(path, name)
+    def load(self, path: Path) -> None:
+        """Reads into the student what :meth:`save` wrote; raises CRDError if it does not fit."""
+        self.sets.load(path)

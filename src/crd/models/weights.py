@@ -20,6 +20,10 @@ class WeightSets(Protocol):
         """From now on the family's velocity is that of these weights."""
         ...
 
+    def changed(self, name: Weights) -> None:
+        """To be called when a set was written: what processes have put together of it is out of date."""
+        ...
+
     def parameters(self, name: Weights) -> list[tuple[str, nn.Parameter]]:
         """Named parameters of a set, in a fixed order; the names do not contain the set's."""
         ...
@@ -32,10 +36,10 @@ class WeightSets(Protocol):
         """All modules that compute a velocity."""
         ...
 
-    def save(self, folder: Path, name: Weights) -> None:
-        """Writes a set into a folder, in the form that diffusers loads."""
+    def save(self, folder: Path) -> None:
+        """Writes the student into a folder, in the form that diffusers loads; all processes call it, the main one writes."""
         ...
 
-    def load(self, path: Path, name: Weights) -> None:
+    def load(self, path: Path) -> None:
         """Reads what :meth:`save` wrote; raises CRDError if it does not fit."""
         ...

@@ -84,7 +84,7 @@ def plan_lines(config: CRDConfig, gpu: str | None = None, utilisation: float = 0
     model = config.model
     if model.precision == "auto":  # as it will be there, not as it would be here
         model = model.model_copy(update={"precision": "bfloat16"})
-    counted = footprint(load_policy(model.path, model, Accelerator().device))
+    counted = footprint(load_policy(model.path, model, Accelerator().device, names=("student",)))
     prompts = len(load_prompts(config.prompts.train))
     memory = Memory(counted, config, card, prompts)
     seconds = counted.row_flops / (card.bf16_tflops * 1e12 * utilisation)
@@ -94,7 +94,7 @@ def plan_lines(config: CRDConfig, gpu: str | None = None, utilisation: float = 0
 
 
 def _plan_here(config: CRDConfig) -> list[str]:
-    policy = load_policy(config.model.path, config.model, Accelerator().device)
+    policy = load_policy(config.model.path, config.model, Accelerator().device, names=("student",))
     config = with_micro_batch(config, config.train.micro_batch or min(rows_per_step(config), ON_CPU))
     seconds = _seconds_per_forward(policy, config.train.micro_batch)
     plan = Plan(config, footprint(policy), len(load_prompts(config.prompts.train)), seconds)

@@ -46,8 +46,9 @@ class Memory:
 
     def training(self, rows: int, checkpointing: bool) -> float:
         """Activations of one forward and backward pass."""
-        row = self.counted.checkpointed_row_bytes if checkpointing else self.counted.row_bytes
-        return self.counted.pass_bytes + SLACK * rows * (row + self.counted.transient_bytes)
+        counted = self.counted
+        row, once = (counted.checkpointed_row_bytes, 0) if checkpointing else (counted.row_bytes, counted.pass_bytes)
+        return once + SLACK * rows * (row + counted.transient_bytes)
 
     def fits(self, rows: int, checkpointing: bool) -> bool:
         return self.fixed + self.training(rows, checkpointing) <= self.gpu.memory_gib * GIB

@@ -32,11 +32,32 @@ def write_result(folder: RunFolder, config: CRDConfig, policy: Policy, members: 
     describe_result(folder, config, members)
 
 
-def restore_best(folder: RunFolder, config: CRDConfig, members: list[PromptGroup]) -> None:
-    """The same with the weights that held-out judges liked best; of the main process alone."""
+def save_best(folder: RunFolder, policy: Policy, label: str) -> None:
+    """Keeps the student of an evaluation, and none before it; all processes call it, the main one writes."""
+    partial = folder.path / "partial-best"
+    if PartialState().is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+    policy.save(partial)
+    if PartialState().is_main_process:
+        shutil.rmtree(folder.best, ignore_errors=True)
+        folder.best.mkdir()
+        partial.replace(folder.best / label)
+
+
+def check_best(folder: RunFolder, label: str) -> None:
+    """Raises CRDError if the student of an evaluation was not kept."""
+    if not (folder.best / label).exists():
+        raise CRDError(
+            f"the weights of {label} were not kept in {folder.path}: alarm.action was not roll_back then, or alarm.judges were "
+            "others. Use alarm.action=stop, which ends the run with its newest weights."
+        )
+
+
+def restore_best(folder: RunFolder, config: CRDConfig, label: str, members: list[PromptGroup]) -> None:
+    """The result is then the student that :func:`save_best` kept; of the main process alone."""
     partial = folder.path / "partial-result"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(folder.best, partial)
+    shutil.copytree(folder.best / label, partial)
     _put_in_place(partial, folder.result(config))
     describe_result(folder, config, members)
 
