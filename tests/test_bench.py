@@ -208,7 +208,7 @@ def test_a_report_from_the_data_alone_is_that_from_the_folders(finished, home, c
     data, figures = home / "docs" / "tiny.jsonl", home / "docs" / "tiny"
     code, printed = crd("bench", "report", path, "--data", data, "--figures", figures)
     assert code == 0, printed
-    names = ["curves.png", "frontier.png", "judges-red.png", "samples-red.png", "README.md"]
+    names = ["curves.png", "differences-red.png", "frontier.png", "judges-red.png", "samples-red.png", "README.md"]
     assert sorted(file.name for file in figures.iterdir()) == sorted(names)
     from_folders = {name: (figures / name).read_bytes() for name in names}
     numbers = data.read_text()

@@ -1,4 +1,4 @@
-"""Figures of a suite: learning curves, held-out judges, the reward-drift frontier, and pictures side by side."""
+"""Figures of a suite: differences to the reference, learning curves, judges, the reward-drift frontier, pictures side by side."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from crd.bench.baselines import baseline_file
 from crd.bench.results import Results, Row, run_row
 from crd.bench.runner import is_finished
-from crd.bench.statistics import Interval, mean_interval
+from crd.bench.statistics import Interval, mean_interval, paired_difference
 from crd.bench.suite import Run, Suite, suite_runs
 from crd.report.figures import before_after
 from crd.run_folder import RunFolder
@@ -25,6 +25,7 @@ from crd.run_folder import RunFolder
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^")
 LINES = ("-", "--", "-.", ":")
+DIFFERENCES = 4  # metrics whose differences are drawn, the first ones of the suite
 NOT_JUDGED = ("reward", "drift", "diversity", "failed")
 
 #: what the learning curves are drawn against: title -> value of a run's row after an epoch
@@ -39,7 +40,9 @@ BUDGETS: dict[str, Budget] = {
 def draw_figures(results: Results, folder: Path) -> list[str]:
     """Draws everything that the rows allow; names of the files in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [learning_curves(results, folder / "curves.png"), frontier(results, folder / "frontier.png")]
+    compared = [task for task in _tasks(results) if (task, results.suite.compared_with) in results.runs]
+    names = [differences(results, folder / f"differences-{task}.png", task) for task in compared]
+    names += [learning_curves(results, folder / "curves.png"), frontier(results, folder / "frontier.png")]
     names += [judges(results, folder / f"judges-{task}.png", task) for task in _tasks(results) if _judged(results, task)]
     return names
 
@@ -111,6 +114,32 @@ def frontier(results: Results, path: Path) -> str:
         axis.set_xlabel("drift from the guided pretrained model")
     axes[0][0].set_ylabel("reward, held-out prompts")
     return _save(figure, axes[0][0], path)
+
+
+def differences(results: Results, path: Path, task: str) -> str:
+    """Paired difference of every variant to the reference, with its interval; hollow where there is one seed only."""
+    suite, metrics = results.suite, results.metrics(task)[:DIFFERENCES]
+    others = [variant for variant in _variants(results, task) if variant != suite.compared_with]
+    figure, axes = plt.subplots(
+        1, len(metrics), figsize=(3.2 * len(metrics) + 1, 0.27 * len(others) + 1.2), squeeze=False, sharey=True
+    )
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        reference = results.final(task, suite.compared_with, metric)
+        for place, variant in enumerate(others):
+            point = paired_difference(results.final(task, variant, metric), reference)
+            if point:
+                style = {**_style(suite, variant), "marker": "o", "linestyle": "none"}
+                fill = "none" if math.isinf(point.half) else style["color"]
+                axis.errorbar(point.mean, place, xerr=_bar(point), capsize=3, markerfacecolor=fill, **style)
+        axis.axvline(0, color="grey", linewidth=1)
+        axis.set_title(f"{metric} - that of {suite.label(suite.compared_with)}", fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_yticks(range(len(others)), [suite.label(variant) for variant in others])
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return path.name
 
 
 def draw_samples(suite: Suite, folder: Path) -> None:
