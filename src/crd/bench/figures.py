@@ -40,7 +40,8 @@ BUDGETS: dict[str, Budget] = {
 def draw_figures(results: Results, folder: Path) -> list[str]:
     """Draws everything that the rows allow; names of the files in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    compared = [task for task in _tasks(results) if (task, results.suite.compared_with) in results.runs]
+    reference = results.suite.compared_with
+    compared = [task for task in _tasks(results) if {reference} < set(_variants(results, task))]  # and something beside it
     names = [differences(results, folder / f"differences-{task}.png", task) for task in compared]
     names += [learning_curves(results, folder / "curves.png"), frontier(results, folder / "frontier.png")]
     names += [judges(results, folder / f"judges-{task}.png", task) for task in _tasks(results) if _judged(results, task)]

@@ -9,9 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crd.errors import CRDError
-
-#: diffusers keeps the LoRA settings of a file under this name in its metadata
-METADATA = "lora_adapter_metadata"
+from crd.lora_settings import DOWN, METADATA, UP
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,8 @@ def read_lora(path: Path) -> LoraLayers:
             facts = json.loads((file.metadata() or {})[METADATA])
         tensors = load_file(path)
         backbone = next(iter(tensors)).partition(".")[0]
-        down, up = ".lora_A.weight", ".lora_B.weight"
-        modules = [key.removesuffix(down) for key in tensors if key.endswith(down)]
-        layers = {m.removeprefix(f"{backbone}."): (tensors.pop(m + down), tensors.pop(m + up)) for m in modules}
+        modules = [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]
+        layers = {m.removeprefix(f"{backbone}."): (tensors.pop(m + DOWN), tensors.pop(m + UP)) for m in modules}
         alpha = float(facts[f"{backbone}.lora_alpha"])
     except (OSError, SafetensorError, KeyError, ValueError, StopIteration) as error:
         raise CRDError(f"{path} is no LoRA file of a run, or it is damaged: {error!r}. Train again, or restore it.") from error
