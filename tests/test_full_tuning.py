@@ -26,6 +26,7 @@ from crd.models.load import load_policy
 from crd.plan.footprint import footprint
 from crd.rollout import draw_latents
 from crd.sharding import here
+from crd.step import buckets
 
 CPU = torch.device("cpu")
 FULL = {"model": {"tuning": "full"}, "train": {"learning_rate": 1e-4}}
@@ -84,6 +85,12 @@ def test_only_the_student_moves_and_plain_diffusers_draws_what_it_draws(name, tm
     again.load(tmp_path / "backbone")
     for (key, value), (_, expected) in zip(again.parameters("student"), policy.parameters("student"), strict=True):
         assert torch.equal(value, expected), key
+
+
+def test_gradients_travel_in_messages_of_bounded_size():
+    sizes = [3, 4, 5, 20, 1, 1, 8]
+    found = [[len(tensor) for tensor in bucket] for bucket in buckets([torch.zeros(size) for size in sizes], 10)]
+    assert found == [[3, 4], [5], [20], [1, 1, 8]]
 
 
 def test_blend_moves_the_copy_alone():

@@ -299,7 +299,7 @@ class TrainStep:
         if any(isinstance(parameter, DTensor) for parameter in self.parameters):  # FSDP2 has taken the mean in the backward pass
             torch._foreach_mul_([here(p.grad) for p in self.parameters if p.grad is not None], processes)
         elif processes > 1:
-            for bucket in _buckets([p.grad for p in self.parameters if p.grad is not None], GRADIENT_MESSAGE):
+            for bucket in buckets([p.grad for p in self.parameters if p.grad is not None], GRADIENT_MESSAGE):
                 flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in bucket]), "sum")
                 for grad, total in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
                     grad.copy_(total.view_as(grad))
@@ -323,14 +323,16 @@ class TrainStep:
         return statistics
 
 
-def _buckets(tensors: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
+def buckets(tensors: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
     """Runs of tensors of at most ``size`` elements; one that is larger is by itself."""
     bucket: list[Tensor] = []
+    held = 0
     for tensor in tensors:
-        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > size:
+        if bucket and held + tensor.numel() > size:
             yield bucket
-            bucket = []
+            bucket, held = [], 0
         bucket.append(tensor)
+        held += tensor.numel()
     yield bucket
 
 
