@@ -26,7 +26,7 @@ from crd.models.load import load_policy
 from crd.plan.footprint import footprint
 from crd.rollout import draw_latents
 from crd.sharding import here
-from crd.step import buckets
+from crd.update import buckets
 
 CPU = torch.device("cpu")
 FULL = {"model": {"tuning": "full"}, "train": {"learning_rate": 1e-4}}

@@ -60,7 +60,7 @@ def make_batch(step, dtype=torch.float32, advantage=None):
 
 
 def gradient(step, batch):
-    step.optimizer.step = lambda: None
+    step.update.apply = lambda norm: norm
     step(*batch, 0)
     return torch.cat([p.grad.flatten() for p in step.parameters]).double()
 
@@ -186,7 +186,7 @@ def test_gradient_equals_the_definition_in_float64(tmp_path, algorithm):
     step = make_step(tmp_path, algorithm, torch.float64, **SETTINGS[algorithm], train={"clip_norm": 1e9})
     batch = make_batch(step, torch.float64)
     got = gradient(step, batch)
-    step.optimizer.zero_grad()
+    step.update.clear()
     by_hand(step, batch, algorithm).backward()
     expected = torch.cat([p.grad.flatten() for p in step.parameters])
     assert (got - expected).norm() <= 1e-5 * expected.norm()  # timesteps and noise levels are float32

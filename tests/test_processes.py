@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from accelerate import Accelerator
 from several import free_port, on_processes
 from train_tiny import same, train_tiny
 
 from crd.errors import CRDError
-from crd.processes import check_launch, split
+from crd.processes import launched, split
 
 HERE = Path(__file__).parent
 
@@ -59,15 +58,15 @@ def test_only_the_main_process_needs_the_folder(tmp_path):
     same(tmp_path / "smooth-0", tmp_path / "run-0")
 
 
-def alone_after_all():
+def alone_after_all(folder):
     del os.environ["ACCELERATE_USE_CPU"]
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with pytest.raises(CRDError, match=r"2 processes were launched.*ACCELERATE_USE_CPU=true"):
-        check_launch(Accelerator())
+        launched([], folder)
 
 
-def test_launched_processes_that_do_not_know_of_each_other():
-    on_processes(2, alone_after_all)
+def test_launched_processes_that_do_not_know_of_each_other(tmp_path):
+    on_processes(2, alone_after_all, tmp_path)
 
 
 def test_split_covers_everything_once():

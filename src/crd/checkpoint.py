@@ -8,37 +8,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crd.errors import CRDError
-from crd.sharding import like, whole_on_main
 
 FORMAT = 1
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as ``optimizer/INDEX/NAME`` tensors; on the main process only, if they are in pieces."""
-    state = optimizer.state_dict()["state"]
-    whole = {f"optimizer/{i}/{name}": whole_on_main(value) for i, entry in state.items() for name, value in entry.items()}
-    return {key: value for key, value in whole.items() if value is not None}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Inverse of :func:`optimizer_tensors`, in place; moments are cut as their parameters are."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors:
-        _, index, name = key.split("/")
-        parameter = parameters[int(index)]
-        state.setdefault(int(index), {})[name] = like(parameter, value) if value.shape == parameter.shape else value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int) -> Path:

@@ -4,7 +4,8 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,14 +16,23 @@ from torch import Tensor
 from crd.errors import CRDError
 
 
-def check_launch(accelerator: Accelerator) -> None:
-    """Raises CRDError if a launcher has started several processes that do not know of each other."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1 and accelerator.num_processes == 1:
+def launched(trackers: Sequence[str], folder: Path) -> Accelerator:
+    """This process's place among those that a launcher has started.
+
+    Raises:
+        CRDError: if they do not know of each other, or accelerate was told to use something that is not installed.
+    """
+    try:
+        accelerator = Accelerator(log_with=list(trackers) or None, project_dir=folder)
+    except ImportError as error:  # DeepSpeed
+        raise CRDError(f"accelerate cannot start: {error}") from error
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and accelerator.num_processes == 1:
         raise CRDError(
-            f"{launched} processes were launched, but accelerate found no devices for them, so each would train by itself. "
+            f"{started} processes were launched, but accelerate found no devices for them, so each would train by itself. "
             "Set ACCELERATE_USE_CPU=true in the environment to train on CPUs."
         )
+    return accelerator
 
 
 def split(count: int, processes: int, rank: int) -> range:

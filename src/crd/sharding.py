@@ -24,9 +24,9 @@ def shard(backbone: torch.nn.Module, whole: list[torch.nn.Module]) -> bool:
         CRDError: for settings of accelerate that have no meaning here.
     """
     accelerator = Accelerator()  # of this process: accelerate keeps one state for all of them
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if accelerator.distributed_type == DistributedType.MEGATRON_LM:
         raise CRDError(
-            f"accelerate's distributed_type is {accelerator.distributed_type.value}, which is not supported. "
+            "accelerate's distributed_type is MEGATRON_LM, which is not supported. "
             "Use MULTI_GPU, or FSDP if the backbone is too large for one device; see docs/machines.md."
         )
     if not parse_flag_from_env("ACCELERATE_USE_FSDP") or accelerator.num_processes == 1:

@@ -8,12 +8,11 @@ backpropagates ``sum_i dL/dR_i R_i``. The gradient is the same, whatever the til
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from crd.batch import Conditioning, Samples, Tile, Transitions
 from crd.config import CRDConfig
@@ -26,10 +25,8 @@ from crd.objectives.flow_grpo import divergence_factor, log_density, spreads, st
 from crd.objectives.nft import nft_loss
 from crd.objectives.rwr import rwr_weight
 from crd.objectives.terms import anchor_strength, center, prediction_error, velocity_distance
-from crd.sharding import here
 from crd.tiles import Part, StepMembers, TileSource
-
-GRADIENT_MESSAGE = 2**26  # numbers; the gradient of a LoRA is one message
+from crd.update import make_update
 
 #: what the sums of a step are of, over samples and noise levels; they add up over tiles and processes
 SUMS = ("policy", "anchor", "distance", "implicit_square", "advantage_square", "product")
@@ -41,14 +38,7 @@ class TrainStep:
     def __init__(self, policy: Policy, config: CRDConfig, accelerator: Accelerator):
         self.policy, self.config, self.accelerator = policy, config, accelerator
         self.parameters = [p for _, p in policy.parameters("student")]
-        train = config.train
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=train.learning_rate,
-            betas=train.betas,
-            weight_decay=train.weight_decay,
-            fused=policy.device.type == "cuda",  # no temporary as large as the weights
-        )
+        self.update = make_update(self.parameters, config.train, accelerator)
         sigmas = policy.model.sigmas(config.rollout.steps, config.rollout.shift)
         self.grid = sigmas[:-1]  # where the rollout evaluates the velocity
         self.points = sigmas.to(policy.device)
@@ -70,7 +60,7 @@ class TrainStep:
 
     def __call__(self, samples: Samples, conditioning: Conditioning, everyone: StepMembers, step: int) -> dict[str, float]:
         """One optimiser step over this process's ``samples`` of a step whose samples of all processes are ``everyone``."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update.clear()
         config = self.config
         source = TileSource(
             samples=samples,
@@ -88,10 +78,9 @@ class TrainStep:
             sums = self._backward_whole_groups(source, scale)
         else:
             sums = self._backward_samples(source, scale)
-        norm = self._sum_gradients()
-        statistics = self._statistics(sums, norm, len(everyone.group))
+        statistics = self._statistics(sums, self.update.gradient_norm(), len(everyone.group))
         if math.isfinite(statistics["gradient_norm"]):
-            self.optimizer.step()
+            statistics["gradient_norm"] = self.update.apply(statistics["gradient_norm"])
             self.policy.sets.changed("student")
         return statistics
 
@@ -290,22 +279,6 @@ class TrainStep:
         extra = torch.stack([zero, weighted.detach().sum(), plain.sum(), zero, zero, zero])
         return loss + weighted.sum() * (scale / self.levels), parts + extra
 
-    def _sum_gradients(self) -> Tensor:
-        """Adds up the gradients of all processes and clips them; returns the norm before clipping."""
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        processes = self.accelerator.num_processes
-        if any(isinstance(parameter, DTensor) for parameter in self.parameters):  # FSDP2 has taken the mean in the backward pass
-            torch._foreach_mul_([here(p.grad) for p in self.parameters if p.grad is not None], processes)
-        elif processes > 1:
-            for bucket in buckets([p.grad for p in self.parameters if p.grad is not None], GRADIENT_MESSAGE):
-                flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in bucket]), "sum")
-                for grad, total in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
-                    grad.copy_(total.view_as(grad))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.clip_norm)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
     def _statistics(self, sums: Tensor, norm: Tensor, count: int) -> dict[str, float]:
         """Means over the step's samples and levels, of all processes; the only place where a step waits for its own results."""
         total = self.accelerator.reduce(sums, "sum") / max(1, count)
@@ -321,19 +294,6 @@ class TrainStep:
             statistics["implicit_reward_spread"] = (r2 / rows) ** 0.5
             statistics["matching_correlation"] = ra / (r2 * a2) ** 0.5 if r2 * a2 > 0 else 0.0
         return statistics
-
-
-def buckets(tensors: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """Runs of tensors of at most ``size`` elements; one that is larger is by itself."""
-    bucket: list[Tensor] = []
-    held = 0
-    for tensor in tensors:
-        if bucket and held + tensor.numel() > size:
-            yield bucket
-            bucket, held = [], 0
-        bucket.append(tensor)
-        held += tensor.numel()
-    yield bucket
 
 
 def _matching_sums(terms: Tensor, implicit: Tensor, advantage: Tensor, group: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
@@ -28,7 +27,7 @@ from crd.log import Record, logger, read_record
 from crd.micro_batch import settle_micro_batch, with_micro_batch
 from crd.models.family import check_guidance
 from crd.models.load import load_policy
-from crd.processes import add_up, check_launch, from_main, peak_memory_mib, share_of, split, tensors_from_main
+from crd.processes import add_up, from_main, launched, peak_memory_mib, share_of, split, tensors_from_main
 from crd.recipe import dump_config
 from crd.report.pictures import save_grid
 from crd.report.result import check_best, restore_best, save_best, write_result
@@ -74,8 +73,7 @@ class CRDTrainer:
         check_applicable(rewards, self.train_prompts)
         self.rewards = RewardSet(rewards)
         check_trackers(config)
-        self.accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output_dir)
-        check_launch(self.accelerator)
+        self.accelerator = launched(config.trackers, config.output_dir)
         torch.manual_seed(derive_seed(config.seed, "lora-init"))
         self.policy = load_policy(model or config.model.path, config.model, self.accelerator.device)
         check_guidance(self.policy.model, config)
@@ -358,7 +356,7 @@ class CRDTrainer:
         if facts:
             optimizer = {key: tensors.pop(key) for key in list(tensors) if key.startswith("optimizer/")}
             self.policy.load_state(*tensors_from_main(tensors, self.accelerator))
-            checkpoint.restore_optimizer(self.step.optimizer, tensors_from_main(optimizer, self.accelerator)[1])
+            self.step.update.load_state(tensors_from_main(optimizer, self.accelerator)[1])
             self.epoch, self.steps_done = facts["epoch"], facts["step"]
             self.step.forwards = facts["forwards"]
             self._say(f"Resuming after epoch {self.epoch} of {self.config.train.epochs}.")
@@ -380,7 +378,7 @@ class CRDTrainer:
 
     def _save(self) -> None:
         # of all processes: what is in pieces they put together
-        tensors = {**self.policy.state(), **checkpoint.optimizer_tensors(self.step.optimizer)}
+        tensors = {**self.policy.state(), **self.step.update.state()}
         if self.accelerator.is_main_process:
             facts = {
                 "epoch": self.epoch,
