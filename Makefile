@@ -4,7 +4,7 @@ VENV ?= .venv
 CRD := $(VENV)/bin/crd
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo figures test lint types unit clean
+.PHONY: demo figures test test-extras lint types unit clean
 
 demo: $(VENV)/.ready
 	$(CRD) train recipes/nano-ocr.yaml output_dir=runs/demo
@@ -26,6 +26,11 @@ types: $(VENV)/.ready
 
 unit: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -n 2
+
+# what needs packages that `make test` leaves out; DeepSpeed compiles for a minute or two
+test-extras: $(VENV)/.ready
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[dev,deepspeed,int8]'
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pytest tests/test_zero.py tests/test_memory.py
 
 # torch first and pinned, so that nothing pulls another build of it
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -137,7 +137,7 @@ def training(policy: Policy, rows: int) -> tuple[Any, CRDConfig]:
     count = GROUPS * MEMBERS
     group = torch.arange(GROUPS).repeat_interleave(MEMBERS)
     x0 = torch.randn(count, *policy.model.latent_shape, device=policy.device)
-    samples = Samples(x0, torch.arange(count), group, torch.linspace(0, 1, count))
+    samples = Samples(x0, torch.arange(count), group, group, torch.linspace(0, 1, count))
     conditioning = policy.encode(PROMPTS[:GROUPS])
     members = StepMembers(group, samples.advantage, torch.arange(count))
     return lambda: step(samples, conditioning, members, 0), config

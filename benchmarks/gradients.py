@@ -81,13 +81,14 @@ def one_gradient(step: TrainStep, rewards: RewardSet, draw: int) -> tuple[torch.
             rollout_sampling(config, draw),
         )
     advantage = normalise(torch.from_numpy(drawn.scores.total).float(), group, clip=5.0, spread_of="rollout").value
-    samples = Samples(drawn.x0, torch.arange(count), group, advantage, drawn.path)
+    samples = Samples(drawn.x0, torch.arange(count), group, group, advantage, drawn.path)
     step(samples, policy.encode([g.text for g in groups]), StepMembers(group, advantage, torch.arange(count)), draw)
-    held = drawn.x0.nbytes + (drawn.path.points.nbytes + drawn.path.log_density.nbytes if drawn.path else 0)
+    path = drawn.path  # its last point is x0
+    held = path.points.nbytes + path.log_density.nbytes if path else drawn.x0.nbytes
     return torch.cat([p.grad.flatten() for p in step.parameters]).double(), held
 
 
-def measure(settings: dict, policy, rewards: RewardSet, draws: int, title: str) -> dict[str, float]:
+def measure(settings: dict, policy, rewards: RewardSet, draws: int, title: str) -> dict[str, float | None]:
     step = make_step(settings, policy)
     gradients, held = [], 0
     for draw in tqdm(range(draws), desc=title, unit="step"):
@@ -99,7 +100,7 @@ def measure(settings: dict, policy, rewards: RewardSet, draws: int, title: str) 
     signal = float(mean.square().sum()) - variance / draws
     halves = torch.nn.functional.cosine_similarity(stacked[::2].mean(0), stacked[1::2].mean(0), dim=0)
     return {
-        "noise_over_signal": variance / signal if signal > 0 else float("inf"),
+        "noise_over_signal": variance / signal if signal > 0 else None,  # none: too few draws to see a signal
         "cosine_of_half_means": float(halves),
         "rollout_bytes_per_picture": held / (GROUPS * MEMBERS),
         "forward_rows_per_step": step.forwards / draws,

@@ -47,6 +47,7 @@ def training_ms(step: TrainStep) -> float:
     samples = Samples(
         x0=torch.randn(count, *step.policy.model.latent_shape, device=device),
         sample_id=torch.arange(count),
+        prompt=group,
         group=group,
         advantage=torch.rand(count),
     )

@@ -1,6 +1,7 @@
 """The hack alarm: its rule on made-up records, and on real runs that it flags, stops and rolls back."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,15 @@ import torch
 from safetensors.torch import load_file
 from train_tiny import weights_of
 
-from crd.alarm import best_evaluation, find_alarms
+from crd import checkpoint
+from crd.alarm import alarm_settings, best_evaluation, find_alarms, watched
+from crd.cli import _show
 from crd.config import AlarmConfig
+from crd.errors import CRDError
+from crd.export.card import _table
+from crd.given_checks import check_alarm_judges
+from crd.recipe import build_config
+from crd.report import figures
 
 SETTINGS = AlarmConfig()
 
@@ -77,6 +85,48 @@ def test_best_evaluation_is_by_judges_and_without_alarm():
     assert best_evaluation([row("epoch-1", 0.6, 0.0), row("epoch-2", 0.5, 0.0)], AlarmConfig(judges=()))["label"] == "epoch-1"
 
 
+def test_a_judge_that_is_trained_on_is_no_judge(capsys, monkeypatch, tmp_path):
+    config = build_config(
+        {"rewards": [{"name": "tesseract"}, {"name": "ocr", "weight": 0.5}, {"name": "geneval_net", "weight": 0.0}]}
+    )
+    rows = [
+        row("epoch-1", 0.6, 0.9, drift=0.1, geneval_net=0.2, alignment=0.9),
+        row("epoch-2", 0.8, 0.5, drift=0.1, geneval_net=0.2, alignment=0.8),
+    ]
+    settings = alarm_settings(config)
+    assert watched(rows, settings) == ["geneval_net", "alignment"]  # what has no weight is not trained on
+    assert signs(rows, settings) == [(4, "alignment")]
+    after = {**rows[1], "guidance_scale": 1.0}
+    summary = {"before": None, "before_guided": None, "anchor_alone": None, "after": after, "alarms": [], "how_to_load": []}
+    assert "never trained on: geneval_net, alignment.\n" in _table(config, summary)
+    _show(summary, Path("run"), config)
+    assert "never trained on: geneval_net, alignment\n" in capsys.readouterr().out
+    drawn = []
+    monkeypatch.setattr(figures.plt, "close", drawn.append)
+    figures.curves(tmp_path / "curves.png", [], rows, [], [], ["geneval_net", "alignment"])
+    monkeypatch.undo()
+    lines = [line.get_label() for line in drawn[0].axes[0].lines]
+    figures.plt.close(drawn[0])
+    assert [name for name in lines if "judge" in name] == ["judge: geneval_net", "judge: alignment"]
+
+
+@pytest.mark.parametrize(
+    ("alarm", "message"),
+    [
+        ({"judges": ["tesseract"]}, "alarm.judges: tesseract is trained on"),
+        ({"action": "stop"}, None),
+        ({"judges": ["pickscore"]}, "pickscore is not evaluated"),
+    ],
+)
+def test_an_alarm_by_a_judge_that_is_trained_on_is_refused(alarm, message):
+    config = build_config({"rewards": [{"name": "tesseract"}], "alarm": alarm})
+    if message is None:
+        check_alarm_judges(config, ["tesseract", "alignment"])
+    else:
+        with pytest.raises(CRDError, match=message):
+            check_alarm_judges(config, ["tesseract", "alignment"])
+
+
 HACK = """
 import numpy as np
 
@@ -92,18 +142,18 @@ def plainness(images, prompts, **metadata):
 
 @pytest.fixture
 def hacked(recipe, tmp_path):
-    """A recipe whose judge falls exactly as the reward rises."""
+    """A recipe whose judge falls exactly as the reward rises; with the two exchanged, the other way round."""
 
-    def make(name, tuning="lora", **alarm):
+    def make(name, tuning="lora", reward="plainness", judge="redness", **alarm):
         path = recipe(
             name,
             model={"tuning": tuning},
-            rewards=[{"name": f"{tmp_path / 'hack.py'}:plainness"}],
+            rewards=[{"name": f"{tmp_path / 'hack.py'}:{reward}"}],
             train={"epochs": 6, "learning_rate": 3e-3},
-            evaluation={"every": 1, "judges": [{"name": f"{tmp_path / 'hack.py'}:redness"}]},
+            evaluation={"every": 1, "judges": [{"name": f"{tmp_path / 'hack.py'}:{judge}"}]},
             objective={"policy_weight": 0.0},  # towards the guided model, which paints less red
             anchor={"adaptation": "constant"},
-            alarm={"judges": [f"{tmp_path / 'hack.py'}:redness"], "judge_fall": 4e-4, "reward_rise": 0.0, **alarm},
+            alarm={"judges": [f"{tmp_path / 'hack.py'}:{judge}"], "judge_fall": 4e-4, "reward_rise": 0.0, **alarm},
         )
         (tmp_path / "hack.py").write_text(HACK)
         return path, tmp_path / name
@@ -120,7 +170,8 @@ def test_flagging_says_it_in_log_summary_model_card_and_output(hacked, crd, capl
     assert first["sign"].endswith("redness") and first["step"] >= 1
     assert f"HACK ALARM at optimiser step {first['step']}" in printed
     assert f"hack alarm at optimiser step {first['step']}" in caplog.text
-    assert first["text"] in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert first["text"].replace(first["sign"], "hack.py:redness") in card and str(folder.parent / "hack.py") not in card
 
 
 def test_stopping_ends_the_run_for_good(hacked, crd):
@@ -152,6 +203,24 @@ def test_rolling_back_gives_the_best_student(hacked, crd, tuning):
     assert summary["after"]["reward"] == json.loads((other / "summary.json").read_text())["after"]["reward"]
     assert crd("train", path)[0] == 0
     assert json.loads((folder / "summary.json").read_text())["rolled_back_to"] == label
+
+
+def test_the_best_student_is_kept_until_a_checkpoint_knows_a_better_one(hacked, crd, monkeypatch):
+    path, folder = hacked("killed", reward="redness", judge="plainness", action="roll_back", diversity_ratio=0.0)
+
+    def full(folder, step, *rest):
+        if step == 3:
+            raise OSError("no space left")
+        return save(folder, step, *rest)
+
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", full)
+    code, printed = crd("train", path)
+    assert code == 2 and "no space left" in printed
+    assert sorted(kept.name for kept in (folder / "best").iterdir()) == ["epoch-0002", "epoch-0003"]
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert crd("train", path)[0] == 0
+    assert [kept.name for kept in (folder / "best").iterdir()] == ["epoch-0006"]
 
 
 def test_weights_that_were_not_kept_cannot_be_rolled_back_to(hacked, crd):

@@ -98,6 +98,8 @@ def test_every_wrong_setting_is_named_at_once():
         ("", ["section: settings"]),
         ("train: {epochs: [1\n", ["cannot be read", "line"]),
         ("train: {epochs: 1}\ntrain:\n  x:\n y\n", ["cannot be read", "line"]),
+        ("train: {epochs: 1}\nseed: 1\ntrain: {learning_rate: 0.1}\n", ["train is given twice", "line 3"]),
+        ("seed: !!int x\n", ["cannot be read", "'x'"]),
     ],
 )
 def test_wrong_recipes(tmp_path, crd, text, pieces):
@@ -114,6 +116,8 @@ def test_wrong_recipes(tmp_path, crd, text, pieces):
         ("train.epochs", ["'train.epochs' is no setting", "section.key=value"]),
         ("=3", ["'=3' is no setting"]),
         ("train.epochs=[1", ["train.epochs=[1", "cannot be read"]),
+        ("train={epochs: 1, epochs: 2}", ["cannot be read"]),
+        ("seed=!!int x", ["seed=!!int x", "cannot be read"]),
         ("seed.deeper=1", ["seed is not a section"]),
         ("train.epoch=1", ["train.epoch:", "Did you mean 'epochs'?"]),
         ("rollout.group_size=1", ["rollout.group_size", "got 1"]),
@@ -129,6 +133,13 @@ def test_wrong_overrides(recipe, crd, override, pieces):
 def test_overrides_replace_the_recipe(recipe):
     config = load_config(recipe(), ["train.learning_rate=1e-3", "sampler.delay=7", "model.height=null"])
     assert (config.train.learning_rate, config.sampler.delay, config.model.height) == (1e-3, 7, None)
+
+
+def test_a_date_is_a_name_of_a_folder(recipe):
+    path = recipe()
+    path.write_text(path.read_text().replace(f"output_dir: {path.with_suffix('')}", "output_dir: 2024-31-12"))
+    assert load_config(path, []).output_dir == Path("2024-31-12")
+    assert load_config(path, ["output_dir=2024-11-23"]).output_dir == Path("2024-11-23")
 
 
 def test_settings_that_may_change_exist():
@@ -162,7 +173,7 @@ def test_wrong_prompt_files(tmp_path, recipe, crd, name, text, pieces):
     path = tmp_path / name
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused(crd("train", recipe(prompts={"train": str(path)})), path, *pieces)
+    refused(crd("train", recipe(prompts={"train": str(path), "evaluation": "nano/text/heldout"})), path, *pieces)
     assert not (tmp_path / "run").exists()
 
 
@@ -193,7 +204,8 @@ def test_wrong_prompt_lists(tmp_path, pipeline):
 
 def test_prompts_without_a_quoted_word_cannot_be_scored_by_reading(tmp_path, recipe, crd):
     (tmp_path / "p.txt").write_text("a cat\na dog\n")
-    path = recipe(prompts={"train": str(tmp_path / "p.txt")}, rewards=[{"name": "ocr", "options": {"detect": False}}])
+    prompts = {"train": str(tmp_path / "p.txt"), "evaluation": "nano/text/heldout"}
+    path = recipe(prompts=prompts, rewards=[{"name": "ocr", "options": {"detect": False}}])
     refused(crd("train", path), "prompts.train", "double quotes", "'ocr'", "'a cat'")
     assert not (tmp_path / "run").exists()
 
@@ -201,7 +213,8 @@ def test_prompts_without_a_quoted_word_cannot_be_scored_by_reading(tmp_path, rec
 def test_some_prompts_without_a_quoted_word_count_as_failed(tmp_path, pipeline):
     rewards = [{"name": "ocr", "options": {"detect": False}}]
     config = tiny_config(tmp_path / "run", rewards=rewards, reward_failure_limit=0.5, train={"epochs": 1})
-    CRDTrainer(pipeline, train_prompts=['a sign that says "CAT"', "a red square"], config=config).train()
+    prompts = {"train_prompts": ['a sign that says "CAT"', "a red square"], "eval_prompts": ['a sign that says "DOG"']}
+    CRDTrainer(pipeline, **prompts, config=config).train()
     (row,) = [row for row in read_record(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
     assert row["failed"] == 0.5
 
@@ -217,7 +230,9 @@ def test_some_prompts_without_a_quoted_word_count_as_failed(tmp_path, pipeline):
         ("{tmp}/r.py:score", ["defines no score"]),
         ("{tmp}/r.py:LIMIT", ["LIMIT is no function"]),
         ("{tmp}/broken.py:score", ["cannot be imported", "SyntaxError", "line 1"]),
-        ("{tmp}/needs.py:score", ["cannot be imported", "no_such_package"]),
+        ("{tmp}/needs.py:score", ["cannot be imported", "no_such_package", "needs.py, line 1"]),
+        ("{tmp}/fails.py:score", ["cannot be imported", "KeyError", "fails.py, line 4"]),
+        ("{tmp}/quits.py:score", ["cannot be imported", "SystemExit", "quits.py, line 1"]),
         ("json:score", ["json defines no score"]),
         ("no_such_package.rewards:score", ["cannot be imported", "no_such_package"]),
         (":score", ["neither a module nor a .py file"]),
@@ -227,8 +242,20 @@ def test_wrong_rewards(tmp_path, recipe, crd, name, pieces):
     (tmp_path / "r.py").write_text("LIMIT = 3\n")
     (tmp_path / "broken.py").write_text("def score(:\n")
     (tmp_path / "needs.py").write_text("import no_such_package\n")
+    (tmp_path / "fails.py").write_text("import json\n\ndef load():\n    return json.loads('{}')['weights']\n\nload()\n")
+    (tmp_path / "quits.py").write_text("raise SystemExit(2)\n")
     refused(crd("train", recipe(rewards=[{"name": name.format(tmp=tmp_path)}])), "rewards", *pieces)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_file_may_define_dataclasses_and_hide_no_module(tmp_path):
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 3\n"
+    (tmp_path / "json.py").write_text(text + "def score(images, prompts):\n    return [A().x] * len(images)\n")
+    assert resolve_reward(f"{tmp_path / 'json.py'}:score", {})([None], [""]) == [3]
+    assert sys.modules["json"] is json
+    (tmp_path / "halves.py").write_text("1 / 0\n")
+    assert "ZeroDivisionError" in complaint(resolve_reward, f"{tmp_path / 'halves.py'}:score", {})
+    assert "crd_reward_halves" not in sys.modules
 
 
 def test_wrong_reward_options():
@@ -338,6 +365,8 @@ def test_a_run_of_other_settings_is_not_overwritten(finished, crd):
     assert contents(run) == before
     (run / "config.yaml").write_text("train: {epochs: [\n")
     refused(crd("train", finished), run / "config.yaml", "cannot be read")
+    (run / "config.yaml").write_text("train: {epochs: 0}\n")
+    refused(crd("report", run), run / "config.yaml", "train.epochs", "got 0")
 
 
 def test_lost_records_are_noticed(finished, crd):

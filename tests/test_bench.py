@@ -15,12 +15,14 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
 from conftest import write_recipe
 
-from crd.bench.baselines import read_baseline
-from crd.bench.results import Results, collect, load_results, result_evaluation, run_row, update_data
-from crd.bench.runner import Pool, is_finished, start, tail
+from crd.bench import baselines, figures, runner
+from crd.bench.baselines import evaluate_baselines, read_baseline
+from crd.bench.results import Results, collect, load_results, result_evaluation, run_row, settings_digest, update_data
+from crd.bench.runner import Pool, is_finished, start, state, tail
 from crd.bench.statistics import T_975, Interval, mean_interval, paired_difference, t_quantile, verdict
 from crd.bench.suite import budget_epochs, load_suite, merged, suite_runs, task_config
 from crd.errors import CRDError
@@ -195,6 +197,49 @@ def test_a_bench_that_ends_leaves_no_child(finished, home, monkeypatch):
     child.process.wait()
 
 
+def test_half_a_summary_is_that_of_an_unfinished_run(finished):
+    run = suite_runs(finished[0])[0]
+    path, whole = run.folder / "summary.json", (run.folder / "summary.json").read_text()
+    path.write_text(whole[: len(whole) // 2])
+    assert not is_finished(run) and "epochs" in state(run)
+    path.write_text(whole)
+
+
+def test_a_disk_that_refuses_one_run_does_not_end_the_others(home, tmp_path):
+    (tmp_path / "out" / "red").mkdir(parents=True)
+    (tmp_path / "out" / "red" / "alone").write_text("a file where the folder should be")
+    suite = load_suite(write_suite(home, "refused", output=str(tmp_path / "out"), seeds=[0]))
+    pool = Pool([run for run in suite_runs(suite) if run.variant == "alone"], 1)
+    assert pool.work() and pool.failed == ["red/alone/seed-0"]
+
+
+def test_baselines_whose_process_is_killed_are_a_failure_with_a_name(home, tmp_path, monkeypatch):
+    (tmp_path / "killed.py").write_text("import os\n\n\ndef evaluate(*_):\n    os._exit(9)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(baselines, "_evaluate", __import__("killed").evaluate)
+    suite = load_suite(write_suite(home, "killed", output=str(tmp_path / "out")))
+    with pytest.raises(CRDError, match="the baselines of red cannot be evaluated: BrokenProcessPool"):
+        evaluate_baselines(suite, "red")
+
+
+def test_each_run_has_a_gpu_of_its_own_where_there_are_some(home, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert runner.gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,2,9")  # the last is not there
+    assert runner.gpus() == ["5", "2"]
+    suite = load_suite(write_suite(home, "gpus", workers=None, output=str(home / "none")))
+    pool = Pool(suite_runs(suite), suite.workers)
+    assert pool.workers == 2
+    started = []
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda command, env, **rest: started.append(env["CUDA_VISIBLE_DEVICES"]))
+    pool._sort()
+    pool._fill()
+    assert started == ["5", "2"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert Pool([], None).workers == os.cpu_count()
+
+
 def test_the_tail_of_a_log_has_the_last_state_of_its_bars(tmp_path):
     (tmp_path / "a.log").write_text("one\n  0%|\r 50%|\r100%|\n\ncrd: it broke\n")
     assert tail(tmp_path / "a.log") == "    one\n    100%|\n    crd: it broke"
@@ -222,6 +267,15 @@ def test_a_report_from_the_data_alone_is_that_from_the_folders(finished, home, c
     finally:
         shutil.move(home / "away", home / "out")
     assert data.read_text() == numbers
+    changed = load_suite(write_suite(home, "changed", overrides={"train": {"learning_rate": 0.5}}))
+    with pytest.raises(CRDError, match="red/crd/seed-0 of other settings"):
+        load_results(changed, data)
+    of_before = [{key: value for key, value in row.items() if key != "settings"} for row in read_record(data)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in of_before))
+    assert load_results(changed, data).runs
+    for asked in ({"metrics": ["reward", "blu"]}, {"claims": [{"text": "", "more": "crd", "less": "alone", "metric": "blu"}]}):
+        with pytest.raises(CRDError, match=r"nothing was measured by 'blu'; there are .*blue"):
+            load_results(load_suite(write_suite(home, "metric", **asked)), data)
     assert len(numbers) < 6000
 
 
@@ -239,6 +293,8 @@ def test_the_tables_hold_the_numbers_of_the_runs(finished, home, tmp_path):
     half = 12.7062 * abs(values[0] - values[1]) / 2  # t for one degree of freedom; s / sqrt(2) is half the range
     text = page(results, [])
     assert f"| CRD | 2 | {sum(values) / 2:.3f} ± {half:.3f} |" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| CRD | 2 |")]
+    assert row.split(" | ")[-4] == str(suite_runs(suite)[0].config.train.epochs) and " epochs | forward passes |" in text
     base = read_baseline(suite, "red", "base")
     assert f"| base | – | {base['reward']:.3f} | {base['blue']:.3f} |" in text
     gap = [final["alone", seed] - final["crd", seed] for seed in (0, 1)]
@@ -363,6 +419,7 @@ def test_every_variant_gets_as_near_to_the_budget_as_whole_epochs_allow(home, bu
         ({"labels": {"cdr": "CRD"}}, "labels: there is no cdr"),
         ({"sweeps": {"a": ["crd", "b"]}}, "sweeps.a: there is no b"),
         ({"claims": [{"text": "", "more": "x", "less": "crd"}]}, "claims: there is no x"),
+        ({"claims": [{"text": "", "more": "base-guided", "less": "base"}]}, "base-guided and base are both baselines"),
         ({"overrides": {"seed": 3}}, "seed cannot be overridden"),
         ({"forward_passes": "many"}, "forward_passes: .*, got 'many'"),
     ],
@@ -453,3 +510,32 @@ def test_alarms_compare_runs_with_the_baselines(home):
     said = "\n".join(alarms(Results(suite, runs, baselines)))
     assert "| Red | anchor alone | 1 of 2 | diversity (from epoch 8) |" in said and "CRD" not in said
     assert alarms(Results(suite, {key: runs[key] for key in [("red", "crd")]}, baselines)) == []
+    deaf = load_suite(write_suite(home, "deaf", output=str(home / "none"), overrides={"alarm": {"diversity_ratio": 0.0}}))
+    assert alarms(Results(deaf, runs, baselines)) == []
+
+
+def test_figures_show_the_median_of_seconds_and_of_the_frontier_the_sweeps(home, tmp_path, monkeypatch):
+    suite = load_suite(write_suite(home, "three", variants={**VARIANTS, "other": {}}, seeds=[0, 1, 2]))
+
+    def run(seconds):
+        rows = [{"epoch": 1, "reward": 0.5, "drift": 0.1, "guidance_scale": 1.0}]
+        return {"evaluations": rows, "result_epoch": 1, "training": {"seconds": [seconds]}}
+
+    runs = {("red", name): {0: run(200.0), 1: run(1800.0), 2: run(210.0)} for name in suite.variants}
+    results = Results(suite, runs, {})
+    assert figures._at(results, "red", "crd", 1, figures.BUDGETS["seconds of training"]) == 210
+    drawn = []
+    monkeypatch.setattr(figures.plt, "close", drawn.append)
+    figures.frontier(results, tmp_path / "frontier.png")
+    figures.frontier(replace(results, suite=suite.model_copy(update={"sweeps": {}})), tmp_path / "frontier.png")
+    monkeypatch.undo()
+    labels = [figure.axes[0].get_legend_handles_labels()[1] for figure in drawn]
+    assert labels == [["CRD", "anchor alone"], ["CRD", "anchor alone", "other"]]
+    figures.plt.close("all")
+
+
+def test_settings_have_one_digest_wherever_the_run_lies(home):
+    runs = suite_runs(load_suite(write_suite(home, "digest")))
+    elsewhere = runs[0].config.model_copy(update={"output_dir": home / "elsewhere"})
+    assert settings_digest(elsewhere) == settings_digest(runs[0].config)
+    assert len({settings_digest(run.config) for run in runs}) == len(runs)

@@ -44,12 +44,13 @@ def test_settings_lists_every_setting_with_default_and_meaning(crd):
     assert code == 0
     lines = printed.splitlines()
 
-    def keys(tree, prefix=""):
+    def flat(tree, prefix=""):
         for name, value in tree.items():
-            yield from keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+            yield from flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
 
-    for key in keys(CRDConfig().model_dump()):
+    for key, value in flat(CRDConfig().model_dump()):
         (where,) = [i for i, line in enumerate(lines) if line.startswith(f"{key} = ")]
+        assert lines[where].removeprefix(f"{key} = ") == str(list(value) if isinstance(value, tuple) else value)
         assert len(lines[where + 1].strip()) > 3, f"{key} has no meaning"
     assert "train.learning_rate = 0.0003" in lines
 
@@ -65,6 +66,17 @@ def test_a_dry_run_prints_the_settings_and_the_plan_and_writes_nothing(recipe, c
     assert not path.with_suffix("").exists()
     settings = yaml.safe_load(printed[printed.index("output_dir:") : printed.index("plan for")])
     assert CRDConfig.model_validate(settings).train.epochs == 7
+
+
+def test_a_dry_run_tells_of_what_would_end_the_run(recipe, crd, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    for override, message in {
+        "rewards=[{name: bleu}]": "'bleu' is not known",
+        f"output_dir={tmp_path / 'taken'}": "is not the folder of a run",
+    }.items():
+        code, printed = crd("train", recipe(), override, "--dry-run")
+        assert code == 2 and message in printed
 
 
 def test_train_report_eval_and_sample(recipe, crd, tmp_path, tiny_folder):

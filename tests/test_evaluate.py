@@ -1,5 +1,8 @@
 """Evaluation: diversity against a hand-made case, drift against its definition, guided base has none, grids read back."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +10,18 @@ from accelerate import Accelerator
 from PIL import Image
 from tiny import redness, tiny_config, tiny_pipeline
 
+from crd import processes
+from crd.config import RewardConfig
+from crd.errors import CRDError
 from crd.evaluate import DRIFT_SIGMAS, Evaluator, pairwise_distance
+from crd.model_source import find_model
 from crd.models.load import load_policy
 from crd.prompts import make_prompt_set
+from crd.report import figures
 from crd.report.pictures import read_column, save_grid
 from crd.rewards.protocol import NamedReward, RewardSet
+from crd.suite_run import Drawing, _evaluate, evaluate_suites
+from crd.suites import Suite, chosen_suites
 
 
 def test_pairwise_distance():
@@ -65,6 +75,18 @@ def test_grids_read_back(tmp_path):
         assert [p.tobytes() for p in read] == [pictures[i].tobytes() for i in (column, column + 3)]
 
 
+def test_prompts_with_dollar_signs_are_drawn_as_they_are(tmp_path):
+    save_grid([Image.new("RGB", (5, 4))], 1, tmp_path / "grid.png")
+    figures.before_after(tmp_path / "figure.png", {"before": tmp_path / "grid.png"}, ['a sign "$\\frac$"'], 1, 1)
+    assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(CRDError, match=r"--output: .*taken cannot be made a folder"):
+        evaluate_suites(find_model("nano"), [], Drawing(), tmp_path / "taken")
+
+
 def test_drift_is_measured_to_the_model_that_was_asked_for(tmp_path):
     """Two runs with different anchors, compared: with the same reference the pretrained model drifts as much in both."""
     policy = load_policy(tiny_pipeline(), tiny_config(tmp_path).model, torch.device("cpu"))
@@ -78,3 +100,34 @@ def test_drift_is_measured_to_the_model_that_was_asked_for(tmp_path):
 
     assert drift(1.0, None) == 0 and drift(4.5, None) > 0
     assert drift(1.0, 4.5) == drift(4.5, 4.5) == drift(4.5, None)
+
+
+@pytest.mark.parametrize(("weights", "shown"), [((1.0, 0.0), False), ((1.0, -0.5), True), ((2.0, 0.0), True)])
+def test_the_combined_reward_is_left_out_only_where_it_is_one_of_them(evaluator, weights, shown):
+    names = ("red", "again")
+    rewards = RewardSet([NamedReward(name, redness, weight) for name, weight in zip(names, weights, strict=True)])
+    chosen = tuple(RewardConfig(name=name, weight=weight) for name, weight in zip(names, weights, strict=True))
+    suite = Suite("tiny", "test", make_prompt_set(["a photo of a ring"], "test"), chosen)
+    drawing, accelerator = Drawing(pictures=2), evaluator.accelerator
+    scores, _ = _evaluate(evaluator.policy, "student", suite, rewards, evaluator.config, drawing, accelerator)
+    assert ("reward" in scores.scores) == shown
+
+
+def test_what_was_given_in_python_is_asked_for(tmp_path):
+    """A run has its own prompts and rewards by name only."""
+    own = {"prompts": {"evaluation": "<2 prompts, 0123456789abcdef>"}, "rewards": [{"name": "redness"}]}
+    config = tiny_config(tmp_path, **own)
+    with pytest.raises(CRDError, match=r"<2 prompts, 0123456789abcdef>, .* Give --prompts FILE"):
+        chosen_suites(config, rewards=["blue"])
+    with pytest.raises(CRDError, match=r"redness, which was given in Python .* Give --reward FILE.py:redness"):
+        chosen_suites(config, prompts="nano/text/heldout")
+    assert len(chosen_suites(config, prompts="nano/text/heldout", rewards=["blue"])) == 1
+    assert len(chosen_suites(config, names=["ocr-nano"])) == 1
+
+
+def test_one_process_needs_nothing_that_a_mac_or_windows_lacks(monkeypatch):
+    alone = SimpleNamespace(num_processes=1, device=torch.device("mps"))  # which has no float64, and is not here at all
+    np.testing.assert_array_equal(processes.add_up(np.array([1.5, np.nan]), [2, 0], 3, alone), [np.nan, 0, 1.5])
+    assert processes.peak_memory_mib(torch.device("cpu")) > 10 and "resource" not in vars(processes)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert processes.peak_memory_mib(torch.device("cpu")) == 0

@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 
 from crd.errors import CRDError
 from crd.export.base_model import hub_id, public_name
-from crd.export.card import loading_lines
+from crd.export.card import loading_lines, public_label
 from crd.export.comfyui import check_mapped, comfyui_tensors
 from crd.export.licence import base_licence
 from crd.export.lora_file import read_lora
 from crd.export.merged import write_merged
+from crd.model_source import find_model
 from crd.recipe import build_config
 from crd.run_folder import RunFolder
 from crd.trainer import CRDTrainer
@@ -74,6 +75,8 @@ def test_lora_and_merged_draw_the_same_pictures_and_not_those_of_the_base(run, c
     assert not hasattr(merged.transformer, "peft_config")
     torch.testing.assert_close(draw(merged), ours, rtol=0, atol=1e-4)
     assert (ours - before).abs().max() > 0.05
+    source = find_model(str(tmp_path / "merged"))  # a model, though it has the settings of the run too
+    assert source.weights == "pretrained" and source.config.model.path == str(tmp_path / "merged")
 
     # whatever is not trained is the base's, byte for byte
     for file in ("vae/diffusion_pytorch_model.safetensors", "model_index.json", "LICENSE", "tokenizer/tokenizer.json"):
@@ -286,7 +289,7 @@ def test_card_has_the_licence_of_the_base_and_says_what_was_done(run, crd, tmp_p
         assert text in card
     for row in ("before", "before_guided", "after"):
         assert f"{summary[row]['reward']:.3f}" in card and f"{summary[row]['diversity']:.3f}" in card
-    assert str(run.parent) not in card.replace(str(run.parent / "rewards.py"), "")  # rewards are named as in the recipe
+    assert str(run.parent) not in card
     assert metadata_load(run / "README.md")["license_name"] == "tiny-community"
 
 
@@ -301,6 +304,25 @@ def test_licences_that_are_stated_and_that_are_not(tmp_path):
     (tmp_path / "README.md").unlink()
     assert base_licence(str(tmp_path)) == unknown
     assert base_licence("someone/unknown-here") == unknown  # offline
+
+
+def test_several_licences_are_listed_and_a_file_of_the_base_is_not_linked(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: [mit, apache-2.0]\nlicense_link: LICENSE.md\n---\n")
+    licence = base_licence(str(tmp_path))
+    assert licence.front_matter == {"license": ["mit", "apache-2.0"]}
+    assert licence.sentence == "The base model's licence applies: mit, apache-2.0."
+
+
+def test_names_that_others_may_see():
+    shown = {
+        "ocr": "ocr",
+        "/home/me/rewards.py:fn": "rewards.py:fn",
+        "http://10.0.0.5:8400/x": "x",
+        "package.module:fn": "package.module:fn",
+        "nano/text/train": "nano/text/train",
+        "data/mine.txt": "mine.txt",
+    }
+    assert {name: public_label(name) for name in shown} == shown
 
 
 def test_names_of_bases():
@@ -397,7 +419,7 @@ def test_a_base_model_that_is_gone_or_another_one(spoilable, run, crd, tmp_path)
         data["model"]["path"] = path
         settings.write_text(yaml.safe_dump(data))
         assert "is needed and cannot be had" in refused(crd, spoilable, "--to", "merged", "--output", tmp_path / "out")
-        assert "unknown class" in refused(crd, spoilable, "--to", "comfyui", "--output", tmp_path / "out")
+        assert "cannot be had" in refused(crd, spoilable, "--to", "comfyui", "--output", tmp_path / "out")
         assert crd("export", spoilable, "--to", "lora", "--output", tmp_path / f"lora-{len(path)}")[0] == 0
     lora = read_lora(run / "pytorch_lora_weights.safetensors")
     other = unet_lora(tmp_path)[1]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
 from family_checks import (
     PROMPTS,
@@ -16,12 +17,15 @@ from family_checks import (
     noise,
 )
 from tiny_unet import TRAINED, ddim, euler, tiny_sd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crd.config import ModelConfig
 from crd.errors import CRDError
 from crd.flow import clean_from_velocity, noise_from_velocity
 from crd.models.noise_schedule import NoiseSchedule
+from crd.recipe import build_config
 from crd.rollout import draw_latents
+from crd.step import TrainStep
 
 SIZE = {"height": 16, "width": 24}
 
@@ -98,6 +102,25 @@ def test_grid_of_schedulers_whose_solver_is_another():
     assert grid[-1] == 0 and (grid.diff() < 0).all()
 
 
+def test_the_table_of_levels_moves_once():
+    """A copy in every pass would wait for the device; the grid stays where it is made."""
+    schedule, sigma = NoiseSchedule.of(ddim()), torch.ones(2, device="meta")
+    grid = schedule.sigmas(4, None)
+    copies = []
+
+    class Listener(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            copies.append(function is torch.ops.aten._to_copy.default and arguments[0].device != sigma.device)
+            return function(*arguments, **(named or {}))
+
+    for expected in (1, 1, 1):
+        with Listener():
+            schedule.timesteps(sigma)
+        assert sum(copies) == expected
+    assert torch.equal(schedule.sigmas(4, None), grid)
+    assert schedule.timesteps(grid).device == grid.device
+
+
 @pytest.mark.parametrize("steps", [1, 3, 10, 50])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("make", [ddim, euler])
@@ -166,3 +189,11 @@ def test_own_file_is_read_again(tmp_path):
     other.load(tmp_path / "pytorch_lora_weights.safetensors")
     for (_, got), (_, expected) in zip(other.parameters("student"), policy.parameters("student"), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_no_noise_level_left_to_train_at_is_an_error():
+    config = build_config({"noise": {"minimum": 0.99}, "rollout": {"steps": 4}, "train": {"micro_batch": 4}})
+    with pytest.raises(
+        CRDError, match=r"noise.minimum is 0.99, but the highest noise level of this rollout is 0.8\d+: .*Lower it"
+    ):
+        TrainStep(case().policy(), config, Accelerator(cpu=True))

@@ -1,6 +1,7 @@
 """What keeps memory small: the prompt cache, idle components on the host, 8-bit weights, rows that fit."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -160,6 +161,26 @@ def test_out_of_memory_names_the_settings_and_loses_nothing(tmp_path, pipeline, 
         trainer.train()
     again = CRDTrainer(model=tiny_pipeline(), reward_funcs=[redness], config=tiny_config(tmp_path / "run"))
     assert (again.train() / "summary.json").exists()
+
+
+def test_the_pictures_of_a_rollout_are_gone_when_training_begins(tmp_path, pipeline, monkeypatch):
+    seen, alive = [], []
+
+    def watched(images, prompts, **metadata):
+        seen.extend(map(weakref.ref, images))
+        return redness(images, prompts)
+
+    config = tiny_config(tmp_path, rollout={"batch_size": 3}, train={"epochs": 1}, evaluation={"before": False})
+    trainer = CRDTrainer(model=pipeline, reward_funcs=[watched], config=config)
+    sigmas = trainer.step._sigmas
+
+    def look(group, step):
+        alive.append((len(seen), sum(picture() is not None for picture in seen)))
+        return sigmas(group, step)
+
+    monkeypatch.setattr(trainer.step, "_sigmas", look)
+    trainer.train()
+    assert alive == [(8, 0)]
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own

@@ -55,7 +55,7 @@ def make_batch(step, dtype=torch.float32, advantage=None):
         path = euler_maruyama(lambda x, s: step.policy.velocity(x, s, here), start, step.points, 0.7, lambda k: added[k])
     if advantage is None:
         advantage = torch.rand(n, generator=rng)
-    samples = Samples(path.points[:, -1], torch.arange(n), GROUP, advantage.to(dtype), path)
+    samples = Samples(path.points[:, -1], torch.arange(n), GROUP, GROUP, advantage.to(dtype), path)
     return samples, conditioning, StepMembers(GROUP, samples.advantage, torch.arange(n))
 
 

@@ -7,7 +7,7 @@ import pytest
 from crd.errors import CRDError
 from crd.nano import world
 from crd.nano.geneval import geneval_rows
-from crd.prompts import load_prompts
+from crd.prompts import FORMS, load_prompts
 from crd.rewards.geneval.rules import check_metadata
 
 TRAIN, HELD_OUT = (load_prompts(f"nano/geneval/{split}") for split in ("train", "heldout"))
@@ -55,6 +55,15 @@ def test_disjoint_in_text_and_content():
     train, held_out = ({content(row) for row in geneval_rows(split)} for split in ("train", "heldout"))
     assert not train & held_out
     assert len(held_out) == 5 + 3 + 5 + 6 + 10 + 14
+
+
+def test_which_sets_are_disjoint_is_as_the_messages_say():
+    disjoint = []
+    for task in ("text", *world.SHAPE_TASKS, "geneval"):
+        train, held_out = (set(load_prompts(f"nano/{task}/{split}").texts) for split in ("train", "heldout"))
+        assert train == held_out or not train & held_out
+        disjoint += [task] * (train != held_out)
+    assert f"disjoint from train for {', '.join(disjoint[:-1])} and {disjoint[-1]}," in FORMS
 
 
 def test_every_relation_is_held_out_for_some_pairs():

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from crd.config import NoiseConfig
+from crd.noise_levels import group_levels
 from crd.objectives import crd, terms
 
 SETTINGS = {"beta": 0.7, "clip": 5.0, "levels": "each", "baseline_gradient": True}
@@ -217,6 +219,19 @@ def test_halves_are_the_product_of_two_residuals(weighting):
         even, odd = ((0.7 * terms.center(r[k::2].mean(0), group, weight) - terms.center(a, group, weight)) for k in (0, 1))
         expected = expected + 5.0 / 0.7 * even * odd / len(weights)
     torch.testing.assert_close(loss(r, a, group, weighting=weighting, levels="halves"), expected)
+
+
+@pytest.mark.parametrize("source", ["rollout", "continuous"])
+def test_halves_estimate_one_r_though_it_differs_from_level_to_level(source):
+    """Over draws of noise levels, the expected loss is that of R's mean over all levels: halves that differ win nothing."""
+    config, grid = NoiseConfig(source=source, levels=4, minimum=0.05), torch.linspace(1, 0.1, 10)
+    slope, a, group = draw(sizes=(8,), levels=1)
+    drawn = torch.stack([group_levels(config, grid, seed=0, step=s, group=0, halves=True) for s in range(8000)]).double()
+    levels, everywhere = 3 * drawn**2, (3 * grid**2).mean() if source == "rollout" else (0.999**3 - 0.05**3) / 0.949
+    expected = loss(slope * everywhere, a, group).mean().item()
+    r = (levels.T[:, :, None] * slope).flatten(1)
+    found = loss(r, a.repeat(8000), torch.arange(8000).repeat_interleave(8), levels="halves").mean().item()
+    assert found == pytest.approx(expected, rel=0.03)
 
 
 def test_halves_do_not_see_the_noise_of_r():

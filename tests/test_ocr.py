@@ -88,6 +88,21 @@ def test_junk_scores_nothing():
     assert max(OCRReward(detect=False)(junk, ['a sign that says "STAR"'] * 9)) <= 0.25
 
 
+def test_pictures_are_read_as_if_alone():
+    """Of three sizes, two of them higher than a line, in one call."""
+    (sign, other), prompts = signs(2)
+    page, strip = Image.new("RGB", (256, 256), sign.getpixel((0, 0))), Image.new("RGB", (128, 64), sign.getpixel((0, 0)))
+    page.paste(sign, (180, 10))
+    strip.paste(other, (32, 0))
+    images, prompts = [sign, page, strip, other], [prompts[0], prompts[0], prompts[1], prompts[1]]
+    for order in (1, -1):
+        assert OCRReward()(images[::order], prompts[::order]) == [1.0] * 4
+
+
+def test_no_pictures():
+    assert OCRReward()([], []) == []
+
+
 def test_a_prompt_without_target_has_no_score():
     images, prompts = signs(2)
     assert OCRReward(detect=False)(images, [prompts[0], "a photo of a ring"])[1] is None

@@ -5,15 +5,27 @@ import dataclasses
 import pytest
 import torch
 from test_full_tuning import CASES
-from tiny import tiny_config, tiny_pipeline
+from tiny import redness, tiny_config, tiny_pipeline
 from torch.utils.flop_counter import FlopCounterMode
 
+from crd import CRDTrainer
+from crd.batch import PromptGroup
 from crd.errors import CRDError
+from crd.micro_batch import with_levels
 from crd.models.load import load_policy
-from crd.plan.counts import forwards_per_epoch, rollout_rows, training_rows
+from crd.plan.counts import (
+    evaluation_rows,
+    evaluation_scales,
+    forwards_per_epoch,
+    forwards_per_row,
+    rollout_rows,
+    training_rows,
+)
 from crd.plan.footprint import CPU_ATTENTION, footprint
 from crd.plan.gpus import GPU, find_gpu
 from crd.plan.memory import GIB, OVERHEAD, SLACK, Memory
+from crd.rewards.protocol import RewardSet
+from crd.rollout import collect, rollout_sampling
 
 CPU = torch.device("cpu")
 CONFIG = tiny_config("unused")
@@ -135,6 +147,70 @@ def test_counts_of_an_epoch():
     assert forwards_per_epoch(config) == 80 + 16 * (3 + 1 + 2)
 
 
+COSTS = {
+    "unguided, drift to the guided model": {},
+    "guided as the anchor is": {"evaluation": {"guidance_scale": 4.5}, "train": {"epochs": 3}},
+    "guided otherwise": {"evaluation": {"guidance_scale": 2.0}},
+    "nothing is guided": {"anchor": {"guidance_scale": 1.0}, "evaluation": {"every": 2}},
+    "reference unguided, no evaluation before": {"evaluation": {"reference_guidance_scale": 1.0, "before": False}},
+    "levels below the minimum": {"rollout": {"steps": 10}, "noise": {"levels": 10}},
+    "a group fits without the levels below the minimum": {
+        "rollout": {"steps": 10},
+        "noise": {"levels": 10},
+        "objective": {"levels": "average"},
+        "train": {"micro_batch": 36},
+    },
+    "two passes": {"objective": {"levels": "average"}, "train": {"micro_batch": 7}},
+    "two halves of levels": {"noise": {"levels": 5}, "objective": {"levels": "halves"}, "train": {"micro_batch": 16}},
+    "centered over the step, which fits": {"objective": {"centering": "batch"}, "train": {"micro_batch": 8}},
+    "centered over the step, which does not fit": {"objective": {"centering": "batch"}, "train": {"micro_batch": 7}},
+    "solver and guided rollouts": {"rollout": {"solver": "unipc", "guidance_scale": 2.0}, "algorithm": "nft"},
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_a_run_makes_the_passes_that_were_counted(tmp_path, name):
+    config, rows = tiny_config(tmp_path, **COSTS[name]), []
+    trainer = CRDTrainer(model=tiny_pipeline(), reward_funcs=[redness], config=config)
+    trainer.policy.model.backbone.register_forward_pre_hook(
+        lambda module, arguments, named: rows.append(len(named["hidden_states"])), with_kwargs=True
+    )
+    trainer.train()
+    config = with_levels(config, trainer.policy)
+    assert config.noise.levels == trainer.step.levels
+    epochs = config.train.epochs
+    training = epochs * training_rows(config) * (forwards_per_row(config) - 2)  # without the backward passes
+    assert trainer.step.forwards == training
+    assert sum(rows) == training + epochs * rollout_rows(config) + evaluation_rows(config)
+    assert len(trainer.evaluations) == len(evaluation_scales(config))
+
+
+def test_no_level_to_train_at_is_said(tmp_path):
+    policy = load_policy(tiny_pipeline(), CONFIG.model, CPU)
+    policy.model.sigmas = lambda steps, shift: torch.tensor([0.5, 0.2, 0.0])
+    with pytest.raises(CRDError, match=r"noise.minimum is 0.9, but the highest noise level of this rollout is 0.500"):
+        with_levels(tiny_config("unused", noise={"minimum": 0.9}), policy)
+
+
+def test_stored_paths_are_in_the_plan(counted):
+    """Against the paths of a real rollout."""
+    config = tiny_config("unused", algorithm="flow_grpo", anchor={"strength": 0.0, "minimum": 0.0}, train={"steps_per_epoch": 2})
+    policy = load_policy(tiny_pipeline(), config.model, CPU)
+    prompts = [PromptGroup(0, "a ring", {})] * 8
+    path = collect(policy, RewardSet([]), prompts, list(range(8)), rollout_sampling(config, 0)).path
+    plans = [Memory(counted, c, GPU(100, 100), 2) for c in (config, config.model_copy(update={"algorithm": "rwr"}))]
+    assert plans[0].paths == path.points.nbytes and plans[1].paths == 0
+    assert plans[0].fixed - plans[1].fixed == path.points.nbytes == plans[0].visiting["joining the paths"]
+    assert plans[0].training(1, False) - plans[1].training(1, False) == pytest.approx(path.points.nbytes / 2)
+    assert any("paths of the rollout" in line for line in plans[0].lines())
+    small = dataclasses.replace(plans[0], gpu=GPU((plans[0].fixed + 0.9 * path.points.nbytes) / GIB, 100))
+    assert any("own pictures only" in advice for advice in dataclasses.replace(small, counted=light(counted)).advice())
+
+
+def light(counted):
+    return dataclasses.replace(counted, row_bytes=0, pass_bytes=0, checkpointed_row_bytes=0, transient_bytes=0)
+
+
 def memory(counted, gib, **train):
     config = tiny_config("unused", train={"micro_batch": 0, **train}, rollout={"batch_size": 1})
     return Memory(counted, config, GPU(gib, 100), 2)
@@ -168,6 +244,9 @@ def test_the_command(recipe, crd):
     assert code == 0 and "fits" in out and "rows per forward pass  16" in out
     code, out = crd("plan", recipe())
     assert code == 0 and "measured here" in out
+    for where in ((), ("--gpu", "h100")):  # nine of the grid's ten levels are above noise.minimum
+        code, out = crd("plan", recipe(), "noise.levels=10", "rollout.steps=10", *where)
+        assert code == 0 and "(72 sample-timesteps;" in out and "4 of 4 pictures, 216 forwards in all" in out
     code, out = crd("plan", recipe(), "--gpu", "voodoo")
     assert code == 2 and "known are b200" in out
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crd.config import ModelConfig
+from crd.errors import CRDError
 from crd.models.load import load_policy
 from crd.rollout import draw_latents
 
@@ -148,3 +149,17 @@ def test_bfloat16_backbone_keeps_float32_where_it_matters(pipeline):
     assert (velocity - expected).abs().max() < 0.1 * expected.abs().max()
     latents = draw_latents(policy, policy.encode(PROMPTS), x, policy.model.sigmas(3), 1.0)
     assert latents.dtype == torch.float32 and len(policy.model.decode(latents)) == 2
+
+
+@pytest.mark.parametrize(("targets", "unknown"), [(("o_q",), "o_q"), (("to_q", "_k"), "_k"), (("attn.to_q", "n.to_k"), "n.to_k")])
+def test_targets_are_parts_of_names_between_dots(pipeline, targets, unknown):
+    """As peft takes them: it would raise for the first, and leave out what the others do not name."""
+    with pytest.raises(CRDError, match=rf"model.lora_targets: .* ends with {unknown}\. "):
+        load_policy(pipeline, SETTINGS.model_copy(update={"lora_targets": targets}), torch.device("cpu"))
+
+
+def test_every_accepted_target_is_trained(pipeline):
+    targets = ("to_q", "attn.to_k", "context_embedder")  # a part, two parts, a whole name
+    policy = load_policy(pipeline, SETTINGS.model_copy(update={"lora_targets": targets}), torch.device("cpu"))
+    trained = [name.split(".lora_")[0] for name, _ in policy.parameters("student")]
+    assert all(any(name.endswith(target) for name in trained) for target in targets)

@@ -10,7 +10,7 @@ from tiny import tiny_config
 from crd.config import CRDConfig
 from crd.errors import CRDError
 from crd.given import as_given, prompt_set
-from crd.given_checks import check_targets
+from crd.given_checks import check_targets, warn_of_shared_prompts
 from crd.prompts import MAX_LINE, load_prompts, make_prompt_set
 from crd.rewards.geneval import GenEvalReward
 from crd.rewards.geneval.prompts import color_attr, position, single_object
@@ -91,7 +91,51 @@ def test_a_path_is_a_file_name(tmp_path):
     path = tmp_path / "p.txt"
     path.write_text("a cat\n")
     assert prompt_set(path, "train prompts").texts == ("a cat",)
-    assert as_given(CRDConfig(), None, None, path, None).prompts.train == str(path)
+    assert named(path) == str(path)
+
+
+def named(prompts):
+    """What a run's settings call these training prompts."""
+    return as_given(CRDConfig(), None, None, prompts, ["a bird"]).prompts.train
+
+
+def test_a_list_is_known_by_its_texts_and_metadata():
+    """Else a run would go on with other targets of the same prompts."""
+    lists = [
+        ["a cat", "a dog"],
+        [{"prompt": "a cat", "k": 1}, "a dog"],
+        [{"prompt": "a cat", "k": 2}, "a dog"],
+        ["a dog", "a cat"],
+    ]
+    assert len({named(rows) for rows in lists}) == len(lists)
+    assert named(lists[0]) == named([{"prompt": "a cat"}, {"prompt": "a dog"}]) == "<2 prompts, 538d54c137428170>"
+
+
+def test_prompts_of_ones_own_need_evaluation_prompts_of_their_kind(tmp_path):
+    """The default ones are signs of the nano world, and nobody would see that the numbers are theirs."""
+    (tmp_path / "p.txt").write_text("a cat\n")
+    own = {"prompts": {"train": str(tmp_path / "p.txt")}}
+    for config, given in ((CRDConfig(), ["a cat"]), (CRDConfig(), tmp_path / "p.txt"), (CRDConfig(**own), None)):
+        assert "eval_prompts in Python" in complaint(as_given, config, None, None, given, None)
+    as_given(CRDConfig(prompts={**own["prompts"], "evaluation": "nano/text/heldout"}), None, None, None, None)  # as was said
+    as_given(CRDConfig(), None, None, "nano/geneval/train", None)
+    as_given(CRDConfig(), None, None, None, None)
+
+
+def test_prompts_that_are_in_both_sets_are_counted(caplog):
+    train, held_out = make_prompt_set(["a", "b", "c"], "train"), make_prompt_set(["d", "c", "b", "e"], "evaluation")
+    warn_of_shared_prompts(train, held_out)
+    assert "2 of 4 evaluation prompts are training prompts too" in caplog.text and "the first is 'c'" in caplog.text
+    caplog.clear()
+    warn_of_shared_prompts(make_prompt_set(["a"], "train"), held_out)
+    assert not caplog.text
+
+
+def test_a_text_of_many_lines_is_no_file(tmp_path, monkeypatch):
+    assert "Prompts themselves are given as a list" in complaint(load_prompts, "a photo of a circle\n" * 100)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.txt").write_text("a cat\n")
+    assert load_prompts("~/p.txt").texts == ("a cat",)
 
 
 # ---------------------------------------------------------------------------------------------- datasets
@@ -106,8 +150,7 @@ def test_a_dataset(datasets):
     table = datasets.Dataset.from_list([{"prompt": "a cat", "level": 1}, {"prompt": "a dog", "level": None}])
     assert prompt_set(table, "train prompts").texts == ("a cat", "a dog")
     assert prompt_set(table, "train prompts").metadata == ({"level": 1}, {})
-    named = as_given(CRDConfig(), None, None, table, None).prompts.train
-    assert named == as_given(CRDConfig(), None, None, ["a cat", "a dog"], None).prompts.train
+    assert named(table) == named([{"prompt": "a cat", "level": 1}, "a dog"])
 
 
 def test_a_dataset_of_geneval_prompts_has_no_keys_that_were_absent(datasets):
@@ -127,7 +170,7 @@ def test_other_tables_are_told_what_to_do(datasets):
 
 def test_training_takes_a_dataset(datasets, tmp_path, pipeline):
     table = datasets.Dataset.from_dict({"prompt": ["a photo of a ring", "a photo of a cross"]})
-    trainer = CRDTrainer(pipeline, train_prompts=table, config=tiny_config(tmp_path / "run"))
+    trainer = CRDTrainer(pipeline, train_prompts=table, eval_prompts=["a photo of a disc"], config=tiny_config(tmp_path / "run"))
     assert trainer.train_prompts.texts == ("a photo of a ring", "a photo of a cross")
 
 

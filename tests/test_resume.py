@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from tiny import redness, tiny_config, tiny_pipeline
 
-from crd import checkpoint
+from crd import CRDTrainer, checkpoint
+from crd.errors import CRDError
 from crd.log import Record, read_record
+from crd.lora_settings import FILE_NAME
 
 EPOCHS = 5
 KILLS = 5
@@ -134,6 +137,35 @@ def test_more_epochs_later(smooth, recipe, crd):
     code, printed = crd("train", path, f"train.epochs={EPOCHS}")
     assert code == 0 and f"Resuming after epoch 2 of {EPOCHS}" in printed
     same(path, smooth)
+
+
+def test_fewer_epochs_later(tmp_path):
+    """The result is then that of the epochs done, with an evaluation of its own; still fewer cannot be had."""
+
+    def trainer(epochs):
+        sections = {"train": {"epochs": epochs}, "evaluation": {"every": 10, "prompts": 1, "pictures_per_prompt": 1}}
+        return CRDTrainer(tiny_pipeline(), reward_funcs=[redness], config=tiny_config(tmp_path / "run", **sections))
+
+    run = tmp_path / "run"
+    trainer(1).train()
+    assert (run / "summary.json").exists() and (run / FILE_NAME).exists()
+    going_on = trainer(3)
+    going_on.rewards = None  # whatever ends it
+    with pytest.raises(AttributeError):
+        going_on.train()
+    assert not (run / "summary.json").exists() and not (run / FILE_NAME).exists()  # of one epoch: no result of this run
+
+    interrupted = trainer(3)
+    train_epoch = interrupted._train_epoch
+    interrupted._train_epoch = lambda bar: (train_epoch(bar), setattr(interrupted.stop, "asked", True))[0]  # as Ctrl-C does
+    interrupted.train()
+    assert [row["label"] for row in read_record(run / "metrics.jsonl") if row["kind"] == "evaluation"][-1] == "epoch-0001"
+    trainer(2).train()
+    summary = json.loads((run / "summary.json").read_text())
+    labels = [row["label"] for row in read_record(run / "metrics.jsonl") if row["kind"] == "evaluation"]
+    assert labels[-1] == "epoch-0002" and summary["after"]["guidance_scale"] == 1.0
+    with pytest.raises(CRDError, match=r"train.epochs is 1, but the run in .* has done 2 epochs"):
+        trainer(1).train()
 
 
 def test_whatever_a_kill_leaves_half_written(smooth, recipe, crd):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from tiny import redness, tiny_config, tiny_pipeline
 
 from crd import checkpoint
 from crd.advantages import normalise
+from crd.batch import PromptGroup
 from crd.errors import CRDError
 from crd.log import read_record
+from crd.models.load import load_policy
 from crd.rewards.protocol import NamedReward, RewardSet
+from crd.rollout import collect, rollout_sampling
 from crd.trainer import CRDTrainer
 
 
@@ -32,6 +36,8 @@ NONSENSE = {
     "minus inf": lambda scores: [-math.inf for _ in scores],
     "strings": lambda scores: ["good" for _ in scores],
     "lists": lambda scores: [[score] for score in scores],
+    "by index": lambda scores: dict(enumerate(scores)),
+    "digits": lambda scores: "1" * len(scores),
 }
 
 
@@ -106,6 +112,24 @@ def test_above_the_limit_the_run_stops_and_goes_on_when_mended(tmp_path, kind):
         assert (tmp_path / "mended" / name).read_bytes() == (tmp_path / "smooth" / name).read_bytes()
 
 
+def test_a_failed_evaluation_loses_no_epoch_and_is_made_again(tmp_path):
+    def run(name, reward):
+        config = tiny_config(tmp_path / name, rollout=BATCHES, checkpoint={"every": 5})
+        config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"every": 2})})
+        return CRDTrainer(tiny_pipeline(), reward_funcs=[reward], config=config).train()
+
+    run("smooth", Flaky("raises", when=lambda call: False))
+    with pytest.raises(CRDError, match=r"100.0% of the pictures of evaluation epoch-0002 got no reward"):
+        run("mended", Flaky("raises", when=lambda call: call > 12))  # 4 calls before training, 4 an epoch
+    newest = checkpoint.complete(tmp_path / "mended" / "checkpoints")[-1]
+    assert checkpoint.load(newest)[1]["epoch"] == 2
+    mended = Flaky("raises", when=lambda call: False)
+    run("mended", mended)
+    assert mended.calls == 2
+    for name in ("metrics.jsonl", "pytorch_lora_weights.safetensors"):
+        assert (tmp_path / "mended" / name).read_bytes() == (tmp_path / "smooth" / name).read_bytes()
+
+
 def test_a_baseline_without_rewards_is_never_recorded(tmp_path, pipeline):
     config = tiny_config(tmp_path / "run", rollout=BATCHES, train={"epochs": 1})
     with pytest.raises(CRDError, match=r"100\.0% of the pictures of evaluation base got no reward \(Flaky: 4\)"):
@@ -157,9 +181,23 @@ def test_failed_samples_leave_the_others_as_if_they_had_never_been(spread_of, lo
 
 def test_one_failing_reward_of_several_fails_the_sample():
     good, bad = NamedReward("good", lambda i, p: [1.0, 2.0], 1.0), NamedReward("bad", lambda i, p: [None, 3.0], 0.5)
-    scores = RewardSet([good, bad]).score([None, None], ["a", "b"], [{}, {}])
+    scores = RewardSet([good, bad]).score([Image.new("RGB", (2, 2))] * 2, ["a", "b"], [{}, {}])
     assert math.isnan(scores.total[0]) and scores.total[1] == 3.5
     assert scores.parts["good"].tolist() == [1, 2] and scores.failures == {"good": 0, "bad": 1}
+
+
+def test_what_one_reward_does_to_its_pictures_no_other_sees():
+    def shrinks(images, prompts):
+        for image in images:
+            image.thumbnail((2, 2))
+        return [1.0 for _ in images]
+
+    def width(images, prompts):
+        return [image.width for image in images]
+
+    pictures = [Image.new("RGB", (8, 8))]
+    rewards = RewardSet([NamedReward("shrinks", shrinks), NamedReward("width", width)])
+    assert rewards.score(pictures, ["a"], [{}]).parts["width"] == [8] and pictures[0].width == 8
 
 
 def test_running_out_of_memory_is_not_the_rewards_failure():
@@ -168,3 +206,27 @@ def test_running_out_of_memory_is_not_the_rewards_failure():
 
     with pytest.raises(torch.OutOfMemoryError):
         RewardSet([NamedReward("hungry", hungry)]).score([Image.new("RGB", (8, 8))], ["x"], [{}])
+
+
+def test_a_rollout_that_is_broken_off_waits_for_no_reward(pipeline):
+    release, calls = threading.Event(), []
+
+    def slow(images, prompts):
+        calls.append(len(images))
+        release.wait(10)
+        return [1.0] * len(images)
+
+    def break_off(pictures, told=[]):  # noqa: B006
+        told.append(pictures)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    config = tiny_config("unused", rollout={"batch_size": 1})
+    policy = load_policy(pipeline, config.model, torch.device("cpu"))
+    prompts, before = [PromptGroup(0, "a photo of a ring", {})] * 5, set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        collect(policy, RewardSet([NamedReward("slow", slow)]), prompts, [*range(5)], rollout_sampling(config, 0), break_off)
+    (scorer,) = set(threading.enumerate()) - before  # still in its first call
+    release.set()
+    scorer.join()
+    assert calls == [1]

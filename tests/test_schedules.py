@@ -1,8 +1,11 @@
 """The decays of both snapshots against the table in theory, section 5."""
 
+from pathlib import Path
+
 import pytest
 
 from crd.config import CRDConfig
+from crd.recipe import build_config, load_config
 from crd.schedules import DecaySchedule
 
 PUBLISHED = [
@@ -30,3 +33,16 @@ def test_the_defaults_are_the_published_ocr_recipe():
 def test_a_constant_is_a_schedule_without_slope():
     assert DecaySchedule(start=0.9, end=0.9)(1000) == 0.9
     assert DecaySchedule(start=0.9)(1000) == 0.9  # an end below the start does not pull it down
+
+
+def test_one_number_can_be_changed_alone():
+    config = build_config({"old": {"slope": 0.01}, "sampler": {"delay": 10}})
+    assert [config.old(s) for s in (0, 10, 10_000)] == pytest.approx([0.25, 0.35, 0.999])
+    assert [config.sampler(s) for s in (10, 110, 10_000)] == pytest.approx([0.0, 0.75, 0.999])
+
+
+@pytest.mark.parametrize(("recipe", "rows"), [("sd35-medium-ocr", PUBLISHED[:2]), ("sd35-medium-geneval", PUBLISHED[2:])])
+def test_the_recipes_have_the_rows_of_their_task(recipe, rows):
+    config = load_config(Path(__file__).parent.parent / "recipes" / f"{recipe}.yaml", [])
+    own = [(d.delay, d.start, d.slope, d.end) for d in (config.old, config.sampler)]
+    assert own == [row for row, _ in rows]

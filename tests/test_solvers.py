@@ -116,3 +116,8 @@ def test_guidance_that_a_family_does_not_have_is_refused(pipeline):
     with pytest.raises(CRDError, match=r"anchor.guidance_scale is 4.5.*Set it to 1"):
         check_guidance(family, config)
     check_guidance(family, build_config({"anchor": {"guidance_scale": 1.0}}))
+
+
+def test_flow_grpo_takes_no_other_solver():
+    with pytest.raises(CRDError, match=r"rollout.solver is unipc, but algorithm flow_grpo"):
+        build_config({"algorithm": "flow_grpo", "rollout": {"solver": "unipc"}})

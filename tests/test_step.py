@@ -31,10 +31,12 @@ def make_step(tmp_path, dtype=torch.float32, perturbed=True, **sections):
 def make_batch(step, dtype=torch.float32):
     rng = torch.Generator().manual_seed(2)
     n = sum(SIZES)
-    group = torch.repeat_interleave(torch.arange(3), torch.tensor(SIZES))
+    prompt = torch.repeat_interleave(torch.arange(3), torch.tensor(SIZES))
+    group = prompt if step.config.objective.centering == "prompt" else 0 * prompt
     samples = Samples(
         x0=torch.randn(n, *step.policy.model.latent_shape, generator=rng).to(dtype),
         sample_id=torch.arange(n),
+        prompt=prompt,
         group=group,
         advantage=torch.rand(n, generator=rng).to(dtype),
     )
@@ -72,6 +74,19 @@ def test_any_micro_batch_gives_the_monolithic_gradient(tmp_path, objective, micr
     assert (tiled - whole).norm() <= 1e-5 * whole.norm()
     for key, value in statistics.items():
         assert other[key] == pytest.approx(value, rel=2e-4, abs=1e-7), key
+
+
+@pytest.mark.parametrize("micro_batch", [4, 12])
+def test_centering_over_the_batch_in_one_pass_and_in_two(tmp_path, micro_batch):
+    settings = {"centering": "batch", "error": "plain"}
+    whole, _, step = gradient(tmp_path, objective=settings, train={"micro_batch": 1000})
+    tiled, _, tiled_step = gradient(tmp_path, objective=settings, train={"micro_batch": micro_batch})
+    assert not step.two_pass and tiled_step.two_pass == (micro_batch < 12)
+    assert (tiled - whole).norm() <= 1e-5 * whole.norm()
+    by_prompt, _, _ = gradient(tmp_path, objective={"error": "plain"}, train={"micro_batch": 1000})
+    assert (by_prompt - whole).norm() > 0.1 * whole.norm()
+    levels = step._sigmas(make_batch(step)[0].group, 0)
+    assert (levels == levels[:, :1]).all()  # R of different levels would not compare
 
 
 @pytest.mark.parametrize("micro_batch", [3, 8])

@@ -4,8 +4,12 @@ import base64
 import io
 import json
 import math
+import os
+import signal
+import socket
 import threading
 import time
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,7 +18,8 @@ from PIL import Image
 from crd.errors import CRDError
 from crd.rewards import resolve_reward
 from crd.rewards.protocol import NamedReward, RewardSet
-from crd.rewards.vlm import VLMOptions, read_answer
+from crd.rewards.remote import attempts
+from crd.rewards.vlm import Unreadable, VLMOptions, read_answer
 
 KEY = "a-secret-of-enough-letters"
 
@@ -24,8 +29,8 @@ class Endpoint(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port=0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.requests, self.paths, self.headers = [], [], []
         self.answer = lambda request: (200, completion("Score: 5"))
         self.lock, self.active, self.most_active = threading.Lock(), 0, 0
@@ -76,15 +81,21 @@ def completion(text, tokens=None):
     return json.dumps({"id": "1", "object": "chat.completion", "choices": [choice], "usage": {"total_tokens": 9}})
 
 
-@pytest.fixture
-def endpoint():
-    server = Endpoint()
+@contextmanager
+def running(port=0):
+    server = Endpoint(port)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def endpoint():
+    with running() as server:
+        yield server
 
 
 def judge(endpoint, **options):
@@ -153,6 +164,16 @@ def test_no_pictures(endpoint):
         ("Final **Score:** 3/5", 0.5),
         ("score 2.5", 0.375),
         ("Score: 2. On second thoughts, Score: 5", 1.0),
+        ("Score: 4/5", 0.75),
+        ("**Score**: 4", 0.75),
+        ("Score = 4.5", 0.875),
+        ("Score: 4.", 0.75),
+        ('{"score": 4}', 0.75),
+        ("Score (1-5): 4", 0.75),
+        ("Score: 1e1", None),
+        ("Score: 4,5", None),
+        ("Score: 1-5", None),
+        ("Score (1-5)", None),
         ("Score: 6", None),
         ("Score: 0", None),
         ("Score: -4", None),
@@ -165,6 +186,22 @@ def test_no_pictures(endpoint):
 def test_numbers(endpoint, text, score):
     endpoint.answer = lambda request: (200, completion(text))
     assert judge(endpoint)(pictures(1), ["a cat"]) == [score]
+
+
+def test_an_answer_that_was_cut_off_is_no_score(endpoint, caplog):
+    """Here the number is of a thought on the way; one token is all that is asked for a probability."""
+    cut = completion("Some of it is score 2, but", {"Yes": 1.0}).replace('"stop"', '"length"')
+    endpoint.answer = lambda request: (200, cut)
+    assert judge(endpoint)(pictures(1), ["a"]) == [None] and "cut off at max_tokens" in caplog.text
+    assert judge(endpoint, answer="probability")(pictures(1), ["a"]) == [1.0]
+
+
+@pytest.mark.parametrize("text", ["Score:" + " " * 10**5, "Score(" * 10**5, "Score: " + "9" * 10**5 + "e"])
+def test_long_answers_do_not_hold_it_up(text):
+    begun = time.monotonic()
+    with pytest.raises(Unreadable):
+        read_answer(completion(text).encode(), VLMOptions(url="http://127.0.0.1/v1", model="m"))
+    assert time.monotonic() - begun < 5
 
 
 def test_own_pattern_and_range():
@@ -273,6 +310,56 @@ def test_attempts_are_bounded(endpoint, caplog):
     assert "2 attempts" in caplog.text and "oops" in caplog.text
 
 
+def test_slow_answers_are_attempts(endpoint, caplog):
+    endpoint.answer = lambda request: (0, drip)
+    assert judge(endpoint, attempts=2, timeout=0.2)(pictures(1), ["a"]) == [None]
+    assert len(endpoint.requests) == 2 and "2 attempts" in caplog.text
+
+
+def test_outages_are_no_attempts(endpoint, monkeypatch, caplog):
+    """A restart behind a proxy, and two of them: nothing of it is the picture's fault."""
+    monkeypatch.setattr(attempts, "FIRST_WAIT", 0.01)
+    outage = [(502, ""), (503, ""), (0, hang_up), (504, ""), (0, cut_short), (429, "slow down"), (429, "slow down")]
+    replies = iter([*outage, (200, completion("Score: 5"))] * 2)
+    endpoint.answer = lambda request: next(replies)
+    assert judge(endpoint, attempts=1, concurrency=1)(pictures(2), ["a", "b"]) == [1.0, 1.0]
+    assert len(endpoint.requests) == 2 * (len(outage) + 1)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and all("asked again for up to 600 s" in text for text in told)  # absent, busy
+
+
+def test_an_endpoint_that_comes_up_later(monkeypatch):
+    monkeypatch.setattr(attempts, "FIRST_WAIT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    scores = []
+    reward = resolve_reward("vlm", {"url": f"http://127.0.0.1:{port}/v1", "model": "tiny", "attempts": 1})
+    caller = threading.Thread(target=lambda: scores.extend(reward(pictures(3), ["a"] * 3)))
+    caller.start()
+    time.sleep(0.3)
+    with running(port):
+        caller.join(20)
+    assert scores == [1.0] * 3
+
+
+def test_an_interruption_waits_for_no_answer(endpoint):
+    """Ctrl-C while the endpoint holds two requests and says nothing."""
+    let_go = threading.Event()
+    endpoint.answer = lambda request: (200, str(let_go.wait(20)))
+
+    def interrupt():
+        while len(endpoint.requests) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    begun = time.monotonic()
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        judge(endpoint, timeout=15)(pictures(2), ["a", "b"])
+    assert time.monotonic() - begun < 5
+    let_go.set()
+
+
 REFUSALS = (400, 401, 404, 301, 307)
 
 
@@ -293,9 +380,9 @@ def test_the_deadline_is_for_all_pictures(endpoint):
 
 
 def test_a_server_that_is_not_there(endpoint, caplog):
-    reward = judge(endpoint, url="http://127.0.0.1:9/v1", attempts=2)
+    reward = judge(endpoint, url="http://127.0.0.1:9/v1", deadline=0.5)
     assert reward(pictures(2), ["a", "b"]) == [None, None]
-    assert len(caplog.records) == 1 and "ConnectError" in caplog.text
+    assert len(caplog.records) == 2 and caplog.text.count("ConnectError") == 2  # when it begins, and at the deadline
 
 
 def test_failures_count_as_failures(endpoint):
@@ -319,6 +406,21 @@ def test_the_key_is_sent_and_never_told(endpoint, monkeypatch, tmp_path, caplog)
         assert reward(pictures(1), ["a"]) == [None]
         assert endpoint.headers[-1]["Authorization"] == f"Bearer {KEY}"
     assert KEY not in caplog.text and "*** is not a key" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "flowgrpo", "x"])
+def test_keys_are_as_short_as_their_owners_like(endpoint, monkeypatch, key):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    assert judge(endpoint, key_env="JUDGE_KEY")(pictures(1), ["a"]) == [1.0]
+    assert endpoint.headers[0]["Authorization"] == f"Bearer {key}"
+
+
+def test_keys_that_are_none(endpoint, monkeypatch):
+    for value in ("", " \n", "two words"):
+        monkeypatch.setenv("JUDGE_KEY", value)
+        with pytest.raises(CRDError, match="the token in JUDGE_KEY") as caught:
+            judge(endpoint, key_env="JUDGE_KEY")
+        assert "Make one" not in str(caught.value)
 
 
 def test_wrong_options(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ of them differ by the weights alone.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from crd.config import AlarmConfig
+from crd.config import AlarmConfig, CRDConfig
 
 Row = dict[str, Any]
 
@@ -27,6 +27,22 @@ class Alarm:
 
     def as_row(self) -> Row:
         return asdict(self)
+
+
+def trained_on(config: CRDConfig) -> set[str]:
+    """Names of the rewards that a run learns from."""
+    return {reward.name for reward in config.rewards if reward.weight}
+
+
+def held_out(config: CRDConfig) -> list[str]:
+    """The directed judges that are evidence in a run: none that it is trained on."""
+    return [name for name in DIRECTED if name not in trained_on(config)]
+
+
+def alarm_settings(config: CRDConfig) -> AlarmConfig:
+    """The alarm's settings with its judges named."""
+    named = held_out(config) if config.alarm.judges is None else config.alarm.judges
+    return config.alarm.model_copy(update={"judges": tuple(named)})
 
 
 def watched(rows: list[Row], settings: AlarmConfig) -> list[str]:

@@ -72,15 +72,16 @@ class Samples:
     """
 
     x0: Float[Tensor, "n *latent"]
-    sample_id: Int[Tensor, "n"]  # global index in the epoch: group * K + member
-    group: Int[Tensor, "n"]  # global index of the group in the epoch: its row of the epoch's conditioning
+    sample_id: Int[Tensor, "n"]  # global index in the epoch: prompt * K + member
+    prompt: Int[Tensor, "n"]  # index of the prompt in the epoch: its row of the epoch's conditioning
+    group: Int[Tensor, "n"]  # which samples are centered together, and trained at the same noise levels: by prompt, or by step
     advantage: Float[Tensor, "n"]  # normalised reward in [0, 1]
     path: Path | None = None
 
     def select(self, index: Int[Tensor, "m"]) -> "Samples":
-        there = index.to(self.x0.device)
+        there = index.to(self.x0.device, non_blocking=True)
         path = Path(self.path.points[there], self.path.log_density[there]) if self.path else None
-        return Samples(self.x0[there], self.sample_id[index], self.group[index], self.advantage[index], path)
+        return Samples(self.x0[there], self.sample_id[index], self.prompt[index], self.group[index], self.advantage[index], path)
 
 
 @dataclass(frozen=True)

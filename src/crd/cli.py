@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from crd.bench.cli import bench
 from crd.errors import CRDError
 from crd.export import Form
 from crd.prompt_sets.cli import prompts
+
+if TYPE_CHECKING:
+    from crd.config import CRDConfig
 
 app = typer.Typer(
     help="Centered Reward Distillation: fine-tune text-to-image diffusion and flow models with rewards.",
@@ -42,8 +45,15 @@ def train(
 
     config = load_config(recipe, overrides or [])
     if dry_run:
+        from crd.given import as_given
         from crd.plan.lines import plan_lines
+        from crd.rewards.named import check_name
+        from crd.run_folder import RunFolder
 
+        config = as_given(config, None, None, None, None)
+        RunFolder(config.output_dir).open(config, write=False)
+        for reward in (*config.rewards, *config.evaluation.judges):
+            check_name(reward.name)
         typer.echo(dump_config(config))
         typer.echo("\n".join(plan_lines(config)))
         return
@@ -52,7 +62,7 @@ def train(
     folder = CRDTrainer(config=config).train()
     summary = folder / "summary.json"
     if summary.exists():
-        _show(json.loads(summary.read_text()), folder)
+        _show(json.loads(summary.read_text()), folder, config)
 
 
 @app.command()
@@ -72,19 +82,21 @@ def plan(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="folder of a finished run")],
-    control: Annotated[Path | None, typer.Option(help="run with objective.policy_weight=0, to set beside it")] = None,
+    control: Annotated[
+        Path | None, typer.Option(help="finished run with objective.policy_weight=0 and the same evaluation, to set beside it")
+    ] = None,
 ) -> None:
     """Write summary, figures and model card of a run again, with a control beside it."""
-    from crd.report.result import write_report
+    from crd.report.result import check_control, write_report
     from crd.run_folder import RunFolder
 
     folder = RunFolder(run)
     config = folder.config()
     folder.finished(config)
     other = RunFolder(control) if control else None
-    if other and other.config().objective.policy_weight:
-        raise CRDError(f"--control: {control} was trained on the reward. Expected a run with objective.policy_weight=0.")
-    _show(write_report(folder, config, other), run)
+    if other:
+        check_control(config, other)
+    _show(write_report(folder, config, other), run, config)
 
 
 @app.command("eval")
@@ -245,16 +257,16 @@ def _listed(values: list[str] | None) -> list[str]:
     return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
 
 
-def _show(summary: dict, folder: Path) -> None:
+def _show(summary: dict, folder: Path, config: "CRDConfig") -> None:
     """The summary's heart as a table, and where to look."""
-    from crd.alarm import DIRECTED
+    from crd.alarm import held_out
 
     rows = [("before", "before"), ("before, guided", "before_guided"), ("anchor alone", "anchor_alone"), ("after", "after")]
     typer.echo(f"\n{'on held-out prompts':22}{'guidance':>9}{'reward':>9}{'drift':>9}{'diversity':>11}")
     for name, key in rows:
         if row := summary.get(key):
             typer.echo(f"{name:22}{row['guidance_scale']:9.1f}{row['reward']:9.3f}{row['drift']:9.3f}{row['diversity']:11.3f}")
-    judges = [key for key in DIRECTED if key in summary["after"]]
+    judges = [key for key in held_out(config) if key in summary["after"]]
     if judges:
         typer.echo("\nheld-out judges, never trained on: " + ", ".join(judges))
         for name, key in rows:

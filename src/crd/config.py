@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from crd.schedules import DecaySchedule
+from crd.schedules import OldSchedule, SamplerSchedule
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -210,7 +210,7 @@ class AlarmConfig(Section):
     action: Literal["flag", "stop", "roll_back"] = "flag"
     """on signs of reward hacking: say so; or also stop; or also return to the evaluation that held-out judges liked best"""
     judges: tuple[str, ...] | None = None
-    """judges that the alarm goes by; none: those of tesseract, geneval_net and alignment that are evaluated"""
+    """judges that the alarm goes by; none: those of tesseract, geneval_net and alignment that are evaluated and not trained on"""
     judge_fall: float = Field(0.05, gt=0)
     """a judge falls if it lies this far below its best evaluation so far ..."""
     reward_rise: float = Field(0.02, ge=0)
@@ -250,9 +250,9 @@ class CRDConfig(Section):
     rwr: RWRConfig = RWRConfig()
     noise: NoiseConfig = NoiseConfig()
     anchor: AnchorConfig = AnchorConfig()
-    old: DecaySchedule = DecaySchedule(start=0.25, slope=0.005, end=0.999)
+    old: OldSchedule = OldSchedule()
     """decay of the moving reference"""
-    sampler: DecaySchedule = DecaySchedule(delay=75, slope=0.0075, end=0.999)
+    sampler: SamplerSchedule = SamplerSchedule()
     """decay of the weights that draw rollouts"""
     train: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -288,6 +288,10 @@ class CRDConfig(Section):
             raise ValueError(
                 "algorithm flow_grpo trains on the steps of its own unguided rollouts: it needs noise.source rollout and "
                 f"rollout.guidance_scale 1, got {self.noise.source} and {self.rollout.guidance_scale}"
+            )
+        if self.algorithm == "flow_grpo" and self.rollout.solver != "euler":
+            raise ValueError(
+                f"rollout.solver is {self.rollout.solver}, but algorithm flow_grpo takes stochastic steps: leave it out"
             )
         if self.objective.levels == "halves" and (self.objective.loss != "squared" or self.noise.levels < 2):
             raise ValueError(

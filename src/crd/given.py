@@ -1,9 +1,10 @@
 """What the caller of the trainer gave, as Python objects or by name, brought into one form and written into the settings."""
 
+import functools
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from diffusers import DiffusionPipeline
@@ -11,6 +12,7 @@ from diffusers import DiffusionPipeline
 from crd.config import CRDConfig, RewardConfig
 from crd.errors import CRDError
 from crd.prompts import PromptSet, load_prompts, make_prompt_set
+from crd.recipe import build_config
 from crd.rewards.named import resolve_reward
 from crd.rewards.protocol import NamedReward, RewardFunction
 from crd.seeding import derive_seed
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Prompts: TypeAlias = Union[str, Path, Sequence[str | dict[str, Any]], "Dataset", PromptSet]
+Reward: TypeAlias = RewardFunction | NamedReward | str
+
+RECORD_FIELDS = frozenset(
+    ("reward", "drift", "diversity", "failed", "kind", "epoch", "step", "label", "guidance_scale", "vendi", "frechet")
+)
 
 
 def prompt_set(prompts: Prompts, setting: str) -> PromptSet:
@@ -56,15 +63,36 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
-def named_rewards(functions: Sequence[RewardFunction | str] | None, config: CRDConfig) -> list[NamedReward]:
+def settings(config: CRDConfig | dict[str, Any] | None) -> CRDConfig:
+    """The settings that were given; a dictionary holds what a recipe does."""
+    if isinstance(config, dict):
+        return build_config(config)
+    if not (config is None or isinstance(config, CRDConfig)):
+        raise CRDError(f"config: expected a CRDConfig or a dictionary of its sections, got a {type(config).__name__}.")
+    return config or CRDConfig()
+
+
+def named_rewards(functions: Iterable[Reward] | None, config: CRDConfig) -> list[NamedReward]:
     """The rewards that were given, or else those of the settings."""
     if functions is None:
         return [NamedReward(r.name, resolve_reward(r.name, r.options), r.weight, r.applies_to) for r in config.rewards]
-    if isinstance(functions, str) or callable(functions) or not functions:
+    several = isinstance(functions, Iterable) and not isinstance(functions, str)
+    given = [_named_reward(function) for function in functions] if several else []
+    if not given:
         raise CRDError(f"reward_funcs: expected a list of at least one callable or name, got {functions!r}.")
-    if wrong := [function for function in functions if not (isinstance(function, str) or callable(function))]:
-        raise CRDError(f"reward_funcs: expected callables or names, got {wrong[0]!r}.")
-    return [NamedReward(f, resolve_reward(f, {})) if isinstance(f, str) else NamedReward(_name_of(f), f) for f in functions]
+    if taken := [reward.name for reward in given if reward.name in RECORD_FIELDS]:  # scores stand beside these
+        raise CRDError(f"rewards: {', '.join(taken)} is the name of a field of the record. Rename the function.")
+    return given
+
+
+def _named_reward(given: Reward) -> NamedReward:
+    if isinstance(given, NamedReward):
+        return given
+    if isinstance(given, str):
+        return NamedReward(given, resolve_reward(given, {}))
+    if not callable(given):
+        raise CRDError(f"reward_funcs: expected callables, names or NamedReward, got {given!r}.")
+    return NamedReward(_name_of(given), given)
 
 
 def judges(config: CRDConfig) -> list[NamedReward]:
@@ -73,35 +101,48 @@ def judges(config: CRDConfig) -> list[NamedReward]:
 
 
 def _name_of(function: Any) -> str:
-    return function.__name__ if isinstance(function, FunctionType) else type(function).__name__
+    """Of a function, method or class its own; of any other object that can be called, that of its class."""
+    if isinstance(function, functools.partial):
+        return _name_of(function.func)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def as_given(
     config: CRDConfig,
-    model: str | DiffusionPipeline | None,
+    model: str | Path | DiffusionPipeline | None,
     rewards: list[NamedReward] | None,
     train_prompts: Prompts | None,
     eval_prompts: Prompts | None,
 ) -> CRDConfig:
     """The settings with what was given as Python objects named in them, so that the run folder tells what it holds."""
-    changes: dict[str, Any] = {}
-    if not (model is None or isinstance(model, str | DiffusionPipeline)):
-        raise CRDError(f"model: expected a name, a folder's name or a loaded DiffusionPipeline, got a {type(model).__name__}.")
-    if model is not None:
-        path = model if isinstance(model, str) else str(model.config.get("_name_or_path") or type(model).__name__)
-        changes["model"] = config.model.model_copy(update={"path": path})
+    model = config.model.path if model is None else model
+    if not isinstance(model, str | Path | DiffusionPipeline):
+        raise CRDError(f"model: expected a name, a folder or a loaded DiffusionPipeline, got a {type(model).__name__}.")
+    if isinstance(model, DiffusionPipeline):
+        path = model.config.get("_name_or_path") or type(model).__name__
+    else:
+        path = os.path.expanduser(model)
+    changes: dict[str, Any] = {
+        "output_dir": config.output_dir.expanduser(),
+        "model": config.model.model_copy(update={"path": str(path)}),
+    }
     if rewards is not None:
-        changes["rewards"] = tuple(RewardConfig(name=r.name, weight=r.weight) for r in rewards)
+        changes["rewards"] = tuple(RewardConfig(name=r.name, weight=r.weight, applies_to=r.applies_to) for r in rewards)
     given = {"train": train_prompts, "evaluation": eval_prompts}
     names = {key: _named(prompts, f"{key} prompts") for key, prompts in given.items() if prompts is not None}
-    changes["prompts"] = config.prompts.model_copy(update=names)
+    changes["prompts"] = prompts = config.prompts.model_copy(update=names)
+    if "evaluation" not in prompts.model_fields_set and not prompts.train.startswith("nano/"):
+        raise CRDError(
+            f"prompts.evaluation is not given, and its default, {prompts.evaluation}, does not go with training prompts of your "
+            "own. Give prompts of their kind that are not trained on: prompts.evaluation in a recipe, eval_prompts in Python."
+        )
     return config.model_copy(update=changes)
 
 
 def _named(prompts: Prompts, setting: str) -> str:
-    """The name of a file; or for a list its length, and a number that is this list's alone."""
+    """The name of a file; or for a list its length, and a number that no list of other prompts or metadata has."""
     if isinstance(prompts, str | Path):
         return str(prompts)
     given = prompt_set(prompts, setting)
-    texts = [given.texts[index] for index in given.lines]
-    return f"<{len(texts)} prompts, {derive_seed(0, *texts):016x}>"
+    rows = [given.texts[index] + (repr(given.metadata[index]) if given.metadata[index] else "") for index in given.lines]
+    return f"<{len(rows)} prompts, {derive_seed(0, *rows):016x}>"

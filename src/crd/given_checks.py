@@ -1,12 +1,15 @@
 """What is checked before a run begins, so that a mistake costs seconds and not a night."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from accelerate.tracking import get_available_trackers
 
+from crd.alarm import trained_on
 from crd.config import CRDConfig
 from crd.errors import CRDError
+from crd.log import logger
+from crd.models.family import Family
 from crd.prompts import PromptSet
 from crd.rewards.geneval.detector import Detector
 from crd.rewards.geneval.prompts import COCO_CLASSES, COLORS
@@ -23,13 +26,43 @@ def check_trackers(config: CRDConfig) -> None:
         raise CRDError(f"trackers: {', '.join(missing)} is not installed: pip install 'crd-diffusion[trackers]'.")
 
 
+def warn_of_unknown_words(model: Family, prompts: Iterable[str]) -> None:
+    """Logs words that the model's tokenizer does not know."""
+    if unknown := dict.fromkeys(word for text in prompts for word in model.unknown_words(text)):
+        logger.warning("the model's tokenizer does not know: %s", ", ".join(list(unknown)[:20]))
+
+
+def warn_of_shared_prompts(train: PromptSet, evaluation: PromptSet) -> None:
+    """Logs how many prompts to evaluate on are trained on too."""
+    if shared := set(train.texts) & set(evaluation.texts):
+        logger.warning(
+            "%d of %d evaluation prompts are training prompts too, so they show what was learnt by heart; the first is %r",
+            len(shared),
+            len(evaluation),
+            next(text for text in evaluation.texts if text in shared),
+        )
+
+
 def check_alarm_judges(config: CRDConfig, evaluated: Sequence[str]) -> None:
-    """Raises CRDError if the alarm is to go by a judge that nobody asks."""
+    """Raises CRDError if the alarm is to go by a judge that nobody asks, or that is trained on."""
+    settings = config.alarm
+    if learnt := [name for name in settings.judges or () if name in trained_on(config)]:
+        raise CRDError(
+            f"alarm.judges: {', '.join(learnt)} is trained on (rewards), so it rises with the reward and cannot tell of hacking. "
+            "Name judges of evaluation.judges or held-out ones, or leave alarm.judges out."
+        )
     if unknown := [name for name in config.alarm.judges or () if name not in evaluated]:
         raise CRDError(
             f"alarm.judges: {', '.join(unknown)} is not evaluated; evaluated are {', '.join(evaluated)}. "
             "Name one of them, or add it to evaluation.judges."
         )
+
+
+def check_prompts(rewards: list[NamedReward], train: PromptSet, evaluation: PromptSet) -> None:
+    """Raises CRDError if the rewards cannot score the training prompts; warns of held-out prompts that are not held out."""
+    check_targets(rewards, train)
+    check_applicable(rewards, train)
+    warn_of_shared_prompts(train, evaluation)
 
 
 def check_targets(rewards: list[NamedReward], prompts: PromptSet) -> None:

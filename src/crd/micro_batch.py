@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from crd.config import CRDConfig
 from crd.errors import CRDError
 from crd.models.policy import Policy
+from crd.noise_levels import levels_per_picture
 from crd.processes import from_main
 from crd.sharding import here
 
@@ -17,11 +18,16 @@ ON_CPU = 96  # rows; larger ones are no faster there (docs/experiments.md)
 HEADROOM = 0.9  # of the memory that is free
 
 
+def with_levels(config: CRDConfig, policy: Policy) -> CRDConfig:
+    """The settings with as many noise levels as there are to train at, so that whatever is counted from them is exact."""
+    levels = levels_per_picture(config, policy.model.sigmas(config.rollout.steps, config.rollout.shift)[:-1])
+    return config.model_copy(update={"noise": config.noise.model_copy(update={"levels": levels})})
+
+
 def rows_per_step(config: CRDConfig) -> int:
-    """Sample-timesteps of one optimiser step, at most."""
-    rollout = config.rollout
-    levels = min(config.noise.levels, rollout.steps) if config.noise.source == "rollout" else config.noise.levels
-    return rollout.prompts_per_epoch * rollout.group_size * levels // config.train.steps_per_epoch
+    """Sample-timesteps of one optimiser step; at most, unless the settings are :func:`with_levels`."""
+    pictures = config.rollout.prompts_per_epoch * config.rollout.group_size // config.train.steps_per_epoch
+    return pictures * levels_per_picture(config)
 
 
 def with_micro_batch(config: CRDConfig, rows: int) -> CRDConfig:
@@ -41,7 +47,7 @@ def settle_micro_batch(policy: Policy, config: CRDConfig, found: Path, accelerat
         return rows
     if policy.sharded:  # a process that runs out of memory in the middle of a pass leaves the others waiting
         raise CRDError("train.micro_batch is left open, but a sharded backbone (FSDP2) cannot try out sizes: give a number.")
-    return choose_micro_batch(policy, rows_per_step(config), accelerator)
+    return choose_micro_batch(policy, rows_per_step(with_levels(config, policy)), accelerator)
 
 
 def recorded_micro_batch(found: bytes) -> int | None:

@@ -36,7 +36,7 @@ class Source:
 def find_model(model: str, lora: Path | None = None) -> Source:
     """A run (its student) or a plain model (pretrained), either with a LoRA file of one's own; nothing is loaded yet."""
     folder = RunFolder(Path(model))
-    if folder.settings.exists():
+    if folder.settings.exists() and not (folder.path / "model_index.json").exists():  # an export of a run has both
         config = folder.config()
         own = None if lora else folder.finished(config)
     else:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,11 +46,11 @@ def share_of(count: int, accelerator: Accelerator) -> range:
 
 def add_up(values: np.ndarray, ids: list[int], count: int, accelerator: Accelerator) -> np.ndarray:
     """The whole column ``(count,)`` on every process, from each process's values at its own ids. NaN stays NaN."""
-    whole = torch.zeros(count, dtype=torch.float64, device=accelerator.device)
-    whole[torch.tensor(ids, dtype=torch.long, device=whole.device)] = torch.as_tensor(
-        values, dtype=torch.float64, device=whole.device
-    )
-    return accelerator.reduce(whole, "sum").cpu().numpy()
+    whole = np.zeros(count)
+    whole[ids] = values
+    if accelerator.num_processes == 1:  # also on a device without float64, as Apple's
+        return whole
+    return accelerator.reduce(torch.from_numpy(whole).to(accelerator.device), "sum").cpu().numpy()
 
 
 def from_main(data: bytes, accelerator: Accelerator) -> bytes:
@@ -81,8 +80,12 @@ def tensors_from_main(
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of this process so far in MiB: of the GPU's allocator if there is one, else resident memory."""
+    """Peak memory of this process so far in MiB: of the GPU's allocator if there is one, else resident memory (0 on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return 0.0
+    import resource  # here, since Windows has none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,6 +1,7 @@
 """Prompt sets: files, lists, the nano world's; and which prompts an epoch takes from them."""
 
 import json
+import os
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from crd.seeding import derive_seed, python_rng
 NANO_PROMPTS = 400  # drawn at most for a shape task of the nano world
 MAX_LINE = 1_000_000  # bytes; a longer line is no prompt but a file of another kind
 RESERVED = ("images", "prompts")  # arguments that every reward has anyway
-FORMS = "Give a .txt file (one prompt a line), a .jsonl file or nano/TASK/SPLIT."
+HELD_OUT = "SPLIT heldout is disjoint from train for text, colors, color_attr and geneval, and the same prompts for other tasks"
+FORMS = f"Give a .txt file (one prompt a line), a .jsonl file or nano/TASK/SPLIT ({HELD_OUT})."
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ def load_prompts(source: str) -> PromptSet:
     """``nano/TASK/SPLIT``, a ``.txt`` file (one prompt a line) or a ``.jsonl`` file; raises CRDError with the line number."""
     if source.startswith("nano/"):
         return _nano_prompts(source)
-    path = Path(source)
-    if not path.exists():
-        raise CRDError(f"prompts: there is no file {path.resolve()}. {FORMS}")
+    path = Path(source).expanduser()
+    if not os.path.exists(path):  # Path.exists raises an error if the name is too long
+        raise CRDError(f"prompts: there is no file {str(path.resolve())[:500]}. {FORMS} Prompts themselves are given as a list.")
     if path.is_dir() or path.suffix not in (".txt", ".jsonl"):
         raise CRDError(f"prompts: {path} cannot be read as prompts. {FORMS}")
     try:
@@ -162,7 +164,8 @@ def _nano_prompts(source: str) -> PromptSet:
             pass
         case _:
             raise CRDError(
-                f"prompts: {source!r} is none of nano/TASK/SPLIT with TASK {', '.join(tasks)} and SPLIT train, heldout."
+                f"prompts: {source!r} is none of nano/TASK/SPLIT with TASK {', '.join(tasks)} and SPLIT train, heldout. "
+                f"{HELD_OUT}."
             )
     if task == "geneval":
         return make_prompt_set(geneval_rows(split), source)  # type: ignore[arg-type]

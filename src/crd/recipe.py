@@ -26,6 +26,24 @@ CHANGEABLE = (
 )
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but a key is given once, and what looks like a date stays text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def build_config(data: dict[str, Any]) -> CRDConfig:
     """Validates a tree of plain values; raises CRDError that names every wrong key with its value."""
     try:
@@ -57,10 +75,10 @@ def _nearest(location: tuple[int | str, ...]) -> str:
 def load_config(path: Path, overrides: list[str]) -> CRDConfig:
     """Reads a YAML recipe and applies ``section.key=value`` overrides; raises CRDError for anything wrong."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), _Loader)  # noqa: S506  it is a safe one
     except FileNotFoundError:
         raise CRDError(f"there is no recipe {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise CRDError(f"the recipe {path} cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise CRDError(f"the recipe {path} must hold 'section: settings' lines, it holds {type(data).__name__}.")
@@ -80,13 +98,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise CRDError(f"{override!r}: {section} is not a section.")
     try:
         data[last] = _value(text)
-    except yaml.YAMLError:
+    except (ValueError, yaml.YAMLError):
         raise CRDError(f"{override!r}: the value cannot be read.") from None
 
 
 def _value(text: str) -> Any:
     """A YAML value; also reads 1e-3, which YAML 1.1 takes for a string."""
-    value = yaml.safe_load(text)
+    value = yaml.load(text, _Loader)  # noqa: S506
     if isinstance(value, str):
         try:
             return float(value)

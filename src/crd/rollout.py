@@ -44,7 +44,7 @@ class Drawn:
 
     x0: Tensor  # (n, ...) float32 clean latents on the device
     scores: Scores
-    pictures: list[Image.Image]
+    pictures: list[Image.Image]  # none, unless they were to be kept: thousands fill the host's memory
     reward_seconds: float  # waited for after the last picture; the rest is hidden behind the drawing
     path: Path | None = None  # of stochastic rollouts
 
@@ -104,13 +104,15 @@ def collect(
     sample_ids: list[int],
     sampling: Sampling,
     progress: Callable[[int], Any] = lambda pictures: None,
+    keep_pictures: bool = True,
 ) -> Drawn:
     """Draws and scores one picture per entry of ``prompts`` with the weights in use; ``progress`` is told how many were drawn."""
     texts = [prompt.text for prompt in prompts]
     sigmas = policy.model.sigmas(sampling.steps, sampling.shift)
     latents, paths, pictures, pending = [], [], [], []
     # a batch is scored while the next one is drawn
-    with ThreadPoolExecutor(max_workers=1, initializer=_enter_device, initargs=(policy.device,)) as scorer:
+    scorer = ThreadPoolExecutor(max_workers=1, initializer=_enter_device, initargs=(policy.device,))
+    try:
         for part in policy.in_step(list(chunks(len(prompts), sampling.batch_size))):
             if part is None:  # forward passes that only other processes need
                 _draw(policy, policy.encode(texts[:1] or [""]), sigmas, sampling, [0])
@@ -121,10 +123,13 @@ def collect(
             pending.append(scorer.submit(_score, rewards, images, prompts[part]))
             latents.append(x0)
             paths.append(path)
-            pictures += images
+            if keep_pictures:
+                pictures += images
             progress(len(images))
         began = time.perf_counter()
         scored = [future.result() for future in pending]
+    finally:  # after Ctrl-C or for lack of memory nobody waits for the rest
+        scorer.shutdown(wait=False, cancel_futures=True)
     waited = time.perf_counter() - began
     if not prompts:
         empty = torch.zeros(0, *policy.model.latent_shape, device=policy.device)

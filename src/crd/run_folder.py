@@ -68,8 +68,12 @@ class RunFolder:
     def config(self) -> CRDConfig:
         """The settings that the run was started with; raises CRDError if this is no run."""
         try:
-            return build_config(yaml.safe_load(self.settings.read_text()))
+            settings = yaml.safe_load(self.settings.read_text())
         except FileNotFoundError:
             raise CRDError(f"{self.path} is not the folder of a run: it has no config.yaml.") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise CRDError(f"{self.settings} cannot be read: {error}.") from error
+        try:
+            return build_config(settings)
+        except CRDError as error:
+            raise CRDError(f"{self.settings}: {error}") from None

@@ -18,7 +18,7 @@ from crd.batch import Conditioning, Samples, Tile, Transitions
 from crd.config import CRDConfig
 from crd.models.policy import Policy
 from crd.models.weights import Weights
-from crd.noise_levels import group_levels, level_count
+from crd.noise_levels import group_levels, in_halves, levels_per_picture
 from crd.objectives.awm import clipped_policy_loss
 from crd.objectives.crd import has_spread, policy_loss
 from crd.objectives.flow_grpo import divergence_factor, log_density, spreads, step_mean
@@ -43,8 +43,8 @@ class TrainStep:
         self.grid = sigmas[:-1]  # where the rollout evaluates the velocity
         self.points = sigmas.to(policy.device)
         self.spread = spreads(self.points, config.flow_grpo.noise_scale)
-        self.levels = level_count(config.noise, self.grid)
         self.centered = config.algorithm == "crd"
+        self.levels = levels_per_picture(config, self.grid)
         self.rows = 1 if self.centered and config.objective.levels != "each" else self.levels  # loss terms per sample
         self.forwards = 0  # rows of all forward passes so far on this process, counted not estimated
 
@@ -53,10 +53,12 @@ class TrainStep:
         """Whether what is centered together is larger than a micro-batch or spread over processes: the same on every process."""
         if not self.centered or self.config.objective.policy_weight == 0:
             return False
-        groups = self.config.rollout.prompts_per_epoch // self.config.train.steps_per_epoch
-        rows = self.config.rollout.group_size * (1 if self.config.objective.levels == "each" else self.levels)
-        split = groups % self.accelerator.num_processes != 0
-        return self.config.objective.centering == "batch" or rows > self.config.train.micro_batch or split
+        prompts = self.config.rollout.prompts_per_epoch // self.config.train.steps_per_epoch
+        groups = prompts if self.config.objective.centering == "prompt" else 1
+        rows = self.config.rollout.group_size * (prompts // groups)
+        if self.config.objective.levels != "each":
+            rows *= self.levels
+        return rows > self.config.train.micro_batch or groups % self.accelerator.num_processes != 0
 
     def __call__(self, samples: Samples, conditioning: Conditioning, everyone: StepMembers, step: int) -> dict[str, float]:
         """One optimiser step over this process's ``samples`` of a step whose samples of all processes are ``everyone``."""
@@ -103,8 +105,9 @@ class TrainStep:
 
     def _sigmas(self, group: Tensor, step: int) -> Tensor:
         """Noise levels ``(l, n)``: one set per group and step."""
+        config = self.config
         table = {
-            g: group_levels(self.config.noise, self.grid, seed=self.config.seed, step=step, group=g)
+            g: group_levels(config.noise, self.grid, seed=config.seed, step=step, group=g, halves=in_halves(config))
             for g in dict.fromkeys(group.tolist())
         }
         if not table:

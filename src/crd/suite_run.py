@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from crd import __version__
 from crd.config import CRDConfig
+from crd.errors import CRDError
 from crd.evaluate import Evaluation, Evaluator
 from crd.model_source import Source
 from crd.models.family import check_guidance
@@ -55,6 +56,8 @@ def evaluate_suites(source: Source, suites: Sequence[Suite], drawing: Drawing, o
     The main process writes ``metrics.json`` and one grid of pictures per suite into ``output``, after every suite.
     """
     accelerator = Accelerator()
+    if output and accelerator.is_main_process:
+        _make_folder(output)
     config = _evaluation_config(source.config, drawing)
     rewards = [_resolve(suite) for suite in suites]  # before minutes of loading and drawing
     policy = replace(source, config=config).load(accelerator.device)
@@ -66,11 +69,18 @@ def evaluate_suites(source: Source, suites: Sequence[Suite], drawing: Drawing, o
         scores, evaluation = _evaluate(policy, source.weights, suite, functions, config, drawing, accelerator)
         results.append(scores)
         if output and accelerator.is_main_process:
-            output.mkdir(parents=True, exist_ok=True)
             report = _report(source, config, policy, accelerator, results)
             write_atomically(output / "metrics.json", json.dumps(report, indent=1) + "\n")
             save_grid(evaluation.pictures[: GRID_PROMPTS * scores.pictures], scores.pictures, output / f"{suite.name}.png")
     return results
+
+
+def _make_folder(output: Path) -> None:
+    """Before minutes of drawing."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CRDError(f"--output: {output} cannot be made a folder: {error}. Give another one.") from error
 
 
 def _evaluate(
@@ -91,7 +101,7 @@ def _evaluate(
     with torch.no_grad(), tqdm(total=total, unit="picture", desc=suite.name, disable=not accelerator.is_main_process) as bar:
         evaluation = evaluator(weights, config.evaluation.guidance_scale, bar.update)
     columns = {name: values.reshape(len(prompts), pictures) for name, values in evaluation.scores.items()}
-    if sum(reward.weight > 0 for reward in suite.rewards) == 1:
+    if [reward.weight for reward in suite.rewards if reward.weight != 0] == [1]:
         del columns["reward"]  # it is that reward
     tags = [prompt.metadata.get("tag", "") for prompt in prompts]
     official = task_scores(tags, columns[suite.official]) if suite.official else None

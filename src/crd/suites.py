@@ -14,6 +14,7 @@ from crd.prompt_sets.ocr import ocr_prompts
 from crd.prompts import PromptSet, load_prompts, make_prompt_set
 from crd.rewards.geneval.prompts import Row, generate
 from crd.rewards.geneval.rules import TAGS
+from crd.rewards.named import NAMED_REWARDS
 from crd.seeding import derive_seed
 
 OCR_PROMPTS = 250
@@ -88,10 +89,26 @@ def chosen_suites(
     if names:
         suites = [named_suite(name) for name in names]
     else:
+        _check_own(config, prompts, rewards)
         own = [scored(name, 1 / len(rewards)) for name in rewards]
         suites = [own_suite(prompts or config.prompts.evaluation, own or config.rewards)]
     extra = [scored(name, 0.0) for name in judges]
     return with_options([replace(suite, rewards=(*suite.rewards, *extra)) for suite in suites], read_options(options))
+
+
+def _check_own(config: CRDConfig, prompts: str | None, rewards: Sequence[str]) -> None:
+    """Raises CRDError where a run's own prompts or rewards are asked for that were objects in Python."""
+    if not prompts and config.prompts.evaluation.startswith("<"):
+        raise CRDError(
+            f"the run was evaluated on {config.prompts.evaluation}, a list that was given in Python and is not kept. "
+            "Give --prompts FILE."
+        )
+    lost = [] if rewards else [r.name for r in config.rewards if ":" not in r.name and r.name not in NAMED_REWARDS]
+    if lost:
+        raise CRDError(
+            f"the run was trained on {', '.join(lost)}, which was given in Python and cannot be found by that name. "
+            f"Give --reward FILE.py:{lost[0]}, or another one."
+        )
 
 
 def read_options(text: str) -> dict[str, dict[str, Any]]:

@@ -44,10 +44,11 @@ class TileSource:
         """Noised pictures of the forward process."""
         samples = self.samples.select(torch.arange(part.samples.start, part.samples.stop))
         sigma = self.sigma[part.levels, part.samples]
-        ids = (samples.group if self.shared_noise else samples.sample_id).tolist()
+        ids = (samples.prompt if self.shared_noise else samples.sample_id).tolist()
         shape = tuple(samples.x0.shape[1:])
         levels = range(part.levels.start, part.levels.stop)
-        eps = torch.stack([noise(shape, self.seed, self.step, f"eps-{level}", ids) for level in levels]).to(samples.x0.device)
+        eps = torch.stack([noise(shape, self.seed, self.step, f"eps-{level}", ids) for level in levels])
+        eps = eps.to(samples.x0.device, non_blocking=True)  # or the host would wait for the tile before
         return self._tile(samples, part, noised(samples.x0, eps, sigma), eps - samples.x0, sigma, None)
 
     def _tile(
@@ -58,10 +59,10 @@ class TileSource:
             x=x,
             target=target,
             sigma=sigma,
-            group=samples.group.unique(return_inverse=True)[1].to(device),
-            advantage=samples.advantage.to(device),
-            weight=self.weight[part.samples].to(device),
-            conditioning=self.conditioning.select(samples.group.to(device)),
+            group=samples.group.unique(return_inverse=True)[1].to(device, non_blocking=True),
+            advantage=samples.advantage.to(device, non_blocking=True),
+            weight=self.weight[part.samples].to(device, non_blocking=True),
+            conditioning=self.conditioning.select(samples.prompt.to(device, non_blocking=True)),
             transitions=transitions,
         )
 

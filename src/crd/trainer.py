@@ -1,9 +1,8 @@
 """The only loop: roll out, normalise, take optimiser steps, move the snapshots, and now and then evaluate and save."""
 
 import json
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from tqdm.auto import tqdm
 
 from crd import checkpoint
 from crd.advantages import Advantages, combine, normalise
-from crd.alarm import best_evaluation, find_alarms
+from crd.alarm import alarm_settings, best_evaluation, find_alarms, students
 from crd.batch import PromptGroup, Samples
 from crd.config import CRDConfig
 from crd.errors import CRDError
 from crd.evaluate import Evaluation, Evaluator, mean_of_known
-from crd.given import Prompts, as_given, judges, named_rewards, prompt_set
-from crd.given_checks import check_alarm_judges, check_applicable, check_targets, check_trackers
+from crd.failures import SkippedSteps, check_failures
+from crd.given import Prompts, Reward, as_given, judges, named_rewards, prompt_set, settings
+from crd.given_checks import check_alarm_judges, check_prompts, check_trackers, warn_of_unknown_words
 from crd.interrupt import StopRequest
 from crd.log import Record, logger, read_record
 from crd.micro_batch import settle_micro_batch, with_micro_batch
@@ -30,15 +30,13 @@ from crd.models.load import load_policy
 from crd.processes import add_up, from_main, launched, peak_memory_mib, share_of, split, tensors_from_main
 from crd.recipe import dump_config
 from crd.report.pictures import save_grid
-from crd.report.result import check_best, restore_best, save_best, write_result
-from crd.rewards.protocol import RewardFunction, RewardSet
+from crd.report.result import check_best, forget_others, forget_result, restore_best, save_best, write_result
+from crd.rewards.protocol import RewardSet
 from crd.rollout import Drawn, collect, rollout_sampling
 from crd.run_folder import RunFolder
 from crd.seeding import derive_seed
 from crd.step import TrainStep
 from crd.tiles import StepMembers
-
-MAX_SKIPPED = 3  # optimiser steps in a row with a non-finite gradient before the run stops
 
 
 class CRDTrainer:
@@ -46,10 +44,11 @@ class CRDTrainer:
 
     Args:
         model: pipeline, local folder, hub id or "nano"; default: ``config.model.path``.
-        reward_funcs: callables (see :class:`crd.rewards.RewardFunction`) or names; default: ``config.rewards``.
+        reward_funcs: callables (see :class:`crd.rewards.RewardFunction`), names, or :class:`crd.rewards.NamedReward` with a
+            weight; default: ``config.rewards``.
         train_prompts: file, list of strings or of ``{"prompt": ..., metadata}``; default: ``config.prompts.train``.
         eval_prompts: held-out prompts in the same forms; default: ``config.prompts.evaluation``.
-        config: every setting.
+        config: every setting, or a dictionary with the sections of a recipe.
 
     Raises:
         CRDError: for anything the caller can put right, with what to do.
@@ -57,25 +56,27 @@ class CRDTrainer:
 
     def __init__(
         self,
-        model: str | DiffusionPipeline | None = None,
-        reward_funcs: Sequence[RewardFunction | str] | None = None,
+        model: str | Path | DiffusionPipeline | None = None,
+        reward_funcs: Iterable[Reward] | None = None,
         train_prompts: Prompts | None = None,
         eval_prompts: Prompts | None = None,
-        config: CRDConfig | None = None,
+        config: CRDConfig | dict[str, Any] | None = None,
     ):
-        config = config or CRDConfig()
+        config = settings(config)
         rewards = named_rewards(reward_funcs, config)
-        self.config = config = as_given(config, model, rewards if reward_funcs else None, train_prompts, eval_prompts)
-        self.folder = RunFolder(config.output_dir)
-        self.train_prompts = prompt_set(train_prompts if train_prompts is not None else config.prompts.train, "train_prompts")
-        self.eval_prompts = prompt_set(eval_prompts if eval_prompts is not None else config.prompts.evaluation, "eval_prompts")
-        check_targets(rewards, self.train_prompts)
-        check_applicable(rewards, self.train_prompts)
-        self.rewards = RewardSet(rewards)
+        self.config = config = as_given(config, model, None if reward_funcs is None else rewards, train_prompts, eval_prompts)
         check_trackers(config)
         self.accelerator = launched(config.trackers, config.output_dir)
+        self.folder = RunFolder(config.output_dir)
+        if self.accelerator.is_main_process:
+            self.folder.open(config, write=False)  # before anything is loaded: what cannot be resumed is known in a second
+        self.train_prompts = prompt_set(train_prompts if train_prompts is not None else config.prompts.train, "train_prompts")
+        self.eval_prompts = prompt_set(eval_prompts if eval_prompts is not None else config.prompts.evaluation, "eval_prompts")
+        check_prompts(rewards, self.train_prompts, self.eval_prompts)
+        self.rewards = RewardSet(rewards)
         torch.manual_seed(derive_seed(config.seed, "lora-init"))
-        self.policy = load_policy(model or config.model.path, config.model, self.accelerator.device)
+        pipeline = model if isinstance(model, DiffusionPipeline) else config.model.path
+        self.policy = load_policy(pipeline, config.model, self.accelerator.device)
         check_guidance(self.policy.model, config)
         everything = RewardSet([*rewards, *judges(config)])  # their networks take memory of the same GPU: before sizes are tried
         if config.train.gradient_checkpointing:
@@ -88,9 +89,9 @@ class CRDTrainer:
         self.epoch = 0  # epochs done
         self.steps_done = 0  # optimiser steps
         self.evaluations: list[dict[str, Any]] = []  # rows of all evaluations so far
-        self._skipped = 0
+        self._skipped = SkippedSteps()
         self.stop = StopRequest()
-        self._warn_of_unknown_words()
+        warn_of_unknown_words(self.policy.model, [*self.train_prompts.texts, *self.eval_prompts.texts])
 
     # ---------------------------------------------------------------------------------------- loop
 
@@ -121,34 +122,48 @@ class CRDTrainer:
                 total=config.train.epochs, initial=self.epoch, unit="epoch", disable=not self.accelerator.is_main_process
             ) as bar,
         ):
-            if not resumed:  # a checkpoint of epoch 0 has them in its record
-                if config.evaluation.before:
-                    self._first_evaluations()
-                self._save()
+            self._begin(resumed)
             stopping = self.stop.agreed(self.accelerator)  # not whether it was asked: that comes to processes at different times
-            while self.epoch < config.train.epochs and not stopping and not self._halted():
+            while not self._done() and not stopping:
                 row = self._train_epoch(bar)
                 self.epoch += 1
                 bar.update()
                 bar.set_postfix(reward=f"{row['reward']:.3f}", drift=f"{row['anchor_distance']:.3f}")
-                last = self.epoch == config.train.epochs
-                if last or self.epoch % config.evaluation.every == 0:
-                    self._evaluate("student", config.evaluation.guidance_scale, f"epoch-{self.epoch:04d}")
-                    self._watch()
+                if self._evaluation_due():
+                    self._evaluate_student()
                 stopping = self.stop.agreed(self.accelerator)
-                if last or self._halted() or stopping or self.epoch % config.checkpoint.every == 0:
+                if self._done() or stopping or self.epoch % config.checkpoint.every == 0:
                     self._save()
-        if stopping and self.epoch < config.train.epochs and not self._halted():
-            self._say(f"Stopped after epoch {self.epoch}; everything is saved. Run the same command again to go on.")
-        elif self._halted() and config.alarm.action == "roll_back":
-            if self.accelerator.is_main_process:
-                self._roll_back()
-        else:
-            write_result(self.folder, config, self.policy, self.evaluator.members)
+        self._end()
         self.accelerator.wait_for_everyone()
         if config.trackers:
             self.accelerator.end_training()
         return self.folder.path
+
+    def _begin(self, resumed: bool) -> None:
+        """What must be there before the next epoch."""
+        if not resumed:  # a checkpoint of epoch 0 has them in its record
+            if self.config.evaluation.before:
+                self._first_evaluations()
+            self._save()
+        elif self._evaluation_due():  # it failed, or was not due then
+            self._evaluate_student()
+        if not self._done() and self.accelerator.is_main_process:
+            forget_result(self.folder, self.config)  # of fewer epochs
+
+    def _end(self) -> None:
+        """The result, if there is nothing left to train."""
+        if not self._done():
+            self._say(f"Stopped after epoch {self.epoch}; everything is saved. Run the same command again to go on.")
+        elif self._halted() and self.config.alarm.action == "roll_back":
+            if self.accelerator.is_main_process:
+                self._roll_back()
+        else:
+            self._evaluate_student()  # the alarm may be told to end a run between two evaluations
+            write_result(self.folder, self.config, self.policy, self.evaluator.members)
+
+    def _done(self) -> bool:
+        return self.epoch >= self.config.train.epochs or self._halted()
 
     def _train_epoch(self, bar: tqdm) -> dict[str, float]:
         config, began = self.config, time.perf_counter()
@@ -161,7 +176,7 @@ class CRDTrainer:
         failed = float(rewards.isnan().float().mean())
         if failed > config.reward_failure_limit:
             self._save()  # the state of the epoch's beginning
-        self._check_failures(failed, f"epoch {self.epoch + 1}", drawn.scores.failures)
+        check_failures(failed, f"epoch {self.epoch + 1}", drawn.scores.failures, config.reward_failure_limit)
         parts = {r.name: add_up(drawn.scores.parts[r.name], ids, total, self.accelerator) for r in self.rewards.rewards}
         together = config.rollout.group_size if config.objective.centering == "prompt" else total // config.train.steps_per_epoch
         centered = torch.arange(total) // together
@@ -199,7 +214,8 @@ class CRDTrainer:
 
         prompts = [groups[i // config.rollout.group_size] for i in ids]
         with self.policy.using("sampler"):
-            drawn = collect(self.policy, self.rewards, prompts, ids, rollout_sampling(config, self.epoch), progress)
+            sampling = rollout_sampling(config, self.epoch)
+            drawn = collect(self.policy, self.rewards, prompts, ids, sampling, progress, keep_pictures=False)
         bar.set_description("training")
         return drawn
 
@@ -228,7 +244,8 @@ class CRDTrainer:
         local = Samples(
             x0=drawn.x0,
             sample_id=sample_id,
-            group=sample_id // config.rollout.group_size,
+            prompt=sample_id // config.rollout.group_size,
+            group=centered[sample_id],
             advantage=advantages.value[sample_id],
             path=drawn.path,
         )
@@ -244,7 +261,7 @@ class CRDTrainer:
                 mine=mine.nonzero()[:, 0],
             )
             statistics = self.step(local.select(keep), conditioning, members, self.steps_done)
-            self._count_skipped(statistics["gradient_norm"])
+            self._skipped.count(statistics["gradient_norm"], self.steps_done, config.train.learning_rate)
             self.policy.blend("old", config.old(self.steps_done))
             self.policy.blend("sampler", config.sampler(self.steps_done))
             self.steps_done += 1
@@ -259,11 +276,23 @@ class CRDTrainer:
         if self.config.reference_guidance != self.config.evaluation.guidance_scale:
             self._evaluate("pretrained", self.config.reference_guidance, "base-guided")
 
+    def _evaluation_due(self) -> bool:
+        return self.epoch > 0 and (self.epoch == self.config.train.epochs or self.epoch % self.config.evaluation.every == 0)
+
+    def _evaluate_student(self) -> None:
+        """Once per epoch."""
+        label = f"epoch-{self.epoch:04d}"
+        if self.epoch > 0 and all(row["label"] != label for row in self.evaluations):
+            self._evaluate("student", self.config.evaluation.guidance_scale, label)
+            self._watch()
+
     def _evaluate(self, name: Any, guidance_scale: float, label: str) -> Evaluation:
         began = time.perf_counter()
         evaluation = self.evaluator(name, guidance_scale)
-        # before it is recorded for good
-        self._check_failures(evaluation.metrics["failed"], f"evaluation {label}", evaluation.failures)
+        failed, limit = evaluation.metrics["failed"], self.config.reward_failure_limit
+        if failed > limit and name == "student":
+            self._save()  # without the evaluation, which is made again when the run goes on
+        check_failures(failed, f"evaluation {label}", evaluation.failures, limit)  # before it is recorded for good
         row = {"epoch": self.epoch, "step": self.steps_done, "label": label, "guidance_scale": guidance_scale}
         self.evaluations.append({**row, **evaluation.metrics})
         self._record("evaluation", self.evaluations[-1])
@@ -277,7 +306,7 @@ class CRDTrainer:
 
     def _watch(self) -> None:
         """Says what the newest evaluation alarms of; keeps the weights that held-out judges like best."""
-        newest, settings = self.evaluations[-1], self.config.alarm
+        newest, settings = self.evaluations[-1], alarm_settings(self.config)
         for alarm in find_alarms(self.evaluations, settings):
             if alarm.label == newest["label"] and self.accelerator.is_main_process:
                 logger.warning("hack alarm at optimiser step %d: %s", alarm.step, alarm.text)
@@ -287,49 +316,17 @@ class CRDTrainer:
 
     def _halted(self) -> bool:
         """Whether the alarm has ended the run; every process has the same evaluations."""
-        settings = self.config.alarm
+        settings = alarm_settings(self.config)
         return settings.action != "flag" and bool(find_alarms(self.evaluations, settings))
 
     def _roll_back(self) -> None:
         """The result is then the student of the best evaluation; the newest checkpoint stays as it is."""
-        best = best_evaluation(self.evaluations, self.config.alarm)
+        best = best_evaluation(self.evaluations, alarm_settings(self.config))
         check_best(self.folder, best["label"])
         if not any(row["kind"] == "roll_back" for row in read_record(self.folder.metrics)):
             self.metrics.write({"kind": "roll_back", "label": best["label"], "epoch": best["epoch"], "step": best["step"]})
         restore_best(self.folder, self.config, best["label"], self.evaluator.members)
         self._say(f"The hack alarm ended the run; its result is the student of {best['label']}.")
-
-    # ------------------------------------------------------------------------------- what can fail
-
-    def _check_failures(self, share: float, where: str, failures: dict[str, int]) -> None:
-        """Too many pictures without a reward end the run."""
-        if share == 0:
-            return
-        named = ", ".join(f"{name}: {count}" for name, count in failures.items() if count)
-        what = f"{share:.1%} of the pictures of {where} got no reward" + (f" ({named})" if named else "")
-        logger.warning("%s", what)
-        if share > self.config.reward_failure_limit:
-            raise CRDError(
-                f"{what}; reward_failure_limit is {self.config.reward_failure_limit:.1%}. The first failures are logged "
-                "above. Mend the reward and run the same command again: it goes on from the newest checkpoint."
-            )
-
-    def _count_skipped(self, gradient_norm: float) -> None:
-        finite = math.isfinite(gradient_norm)
-        self._skipped = 0 if finite else self._skipped + 1
-        if not finite:
-            logger.warning("optimiser step %d skipped: its gradient is not finite", self.steps_done)
-        if self._skipped == MAX_SKIPPED:
-            raise CRDError(
-                f"{MAX_SKIPPED} optimiser steps in a row had no finite gradient; the last checkpoint is untouched. "
-                f"Try a lower train.learning_rate than {self.config.train.learning_rate} or model.precision=float32."
-            )
-
-    def _warn_of_unknown_words(self) -> None:
-        prompts = [*self.train_prompts.texts, *self.eval_prompts.texts]
-        unknown = dict.fromkeys(w for text in prompts for w in self.policy.model.unknown_words(text))
-        if unknown:
-            logger.warning("the model's tokenizer does not know: %s", ", ".join(list(unknown)[:20]))
 
     # --------------------------------------------------------------------------- records and state
 
@@ -360,6 +357,11 @@ class CRDTrainer:
             self.epoch, self.steps_done = facts["epoch"], facts["step"]
             self.step.forwards = facts["forwards"]
             self._say(f"Resuming after epoch {self.epoch} of {self.config.train.epochs}.")
+        if self.epoch > self.config.train.epochs:
+            raise CRDError(
+                f"train.epochs is {self.config.train.epochs}, but the run in {self.folder.path} has done {self.epoch} epochs: "
+                "give at least as many, or another output_dir."
+            )
         return bool(facts)
 
     def _open_folder(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -386,6 +388,9 @@ class CRDTrainer:
                 "records": {"metrics": self.metrics.length(), "timing": self.timing.length()},
             }
             checkpoint.save(self.folder.checkpoints, self.steps_done, tensors, facts, self.config.checkpoint.keep)
+            # only now: a checkpoint knows of the best
+            if self.config.alarm.action == "roll_back" and students(self.evaluations):
+                forget_others(self.folder, best_evaluation(self.evaluations, alarm_settings(self.config))["label"])
         self.accelerator.wait_for_everyone()
 
 

@@ -29,11 +29,17 @@ def read_baseline(suite: Suite, task: str, name: str) -> dict[str, float] | None
 
 
 def evaluate_baselines(suite: Suite, task: str) -> None:
-    """Evaluates the baselines of a task that are not there yet, in a process that gives the model's memory back."""
+    """Evaluates the baselines of a task that are not there yet, in a process that gives the model's memory back.
+
+    Raises CRDError if that process fails, by a lack of memory, a full disk or a kill.
+    """
     missing = [name for name in suite.baselines if read_baseline(suite, task, name) is None]
     if missing:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-            executor.submit(_evaluate, suite, task, missing).result()
+        try:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+                executor.submit(_evaluate, suite, task, missing).result()
+        except (OSError, RuntimeError) as error:  # RuntimeError: also torch's lack of memory, and a process that was killed
+            raise CRDError(f"the baselines of {task} cannot be evaluated: {type(error).__name__}: {error}") from error
 
 
 def _evaluate(suite: Suite, task: str, names: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -12,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from crd.bench.baselines import baseline_file
 from crd.bench.results import Results, Row, run_row
@@ -23,7 +25,7 @@ from crd.run_folder import RunFolder
 
 #: Okabe and Ito's colours without their yellow, which is faint on white: told apart with every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^")
+MARKERS = ("o", "s", "^", "v")
 LINES = ("-", "--", "-.", ":")
 DIFFERENCES = 4  # metrics whose differences are drawn, the first ones of the suite
 NOT_JUDGED = ("reward", "drift", "diversity", "failed")
@@ -61,6 +63,8 @@ def learning_curves(results: Results, path: Path) -> str:
                 _band(axis, x, list(points.values()), style)
             _baseline_lines(axis, results, task)
             axis.set_xlabel(title)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 40k
         _frame(row)
         row[0].set_ylabel(f"{results.suite.label(task)}\nreward, held-out prompts")
     return _save(figure, axes[0][0], path)
@@ -95,12 +99,12 @@ def judges(results: Results, path: Path, task: str) -> str:
 
 
 def frontier(results: Results, path: Path) -> str:
-    """Final reward against final drift: one point with both intervals per variant, sweeps connected."""
-    tasks = _tasks(results)
+    """Final reward against final drift: a point with both intervals per variant, of sweeps alone if there are any, connected."""
+    tasks, swept = _tasks(results), {variant for members in results.suite.sweeps.values() for variant in members}
     figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.4), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
         points = {}
-        for variant in _variants(results, task):
+        for variant in [name for name in _variants(results, task) if not swept or name in swept]:
             x, y = (mean_interval(list(results.final(task, variant, key).values())) for key in ("drift", "reward"))
             points[variant] = (x.mean, y.mean)
             style = {**_style(results.suite, variant), "linestyle": "none"}
@@ -179,8 +183,8 @@ def trajectory(results: Results, task: str, variant: str, metric: str) -> dict[i
 
 
 def _at(results: Results, task: str, variant: str, epoch: int, budget: Budget) -> float:
-    seeds = results.runs[task, variant].values()
-    return sum(budget(row, epoch) for row in seeds) / len(seeds)
+    """The median: one run on a machine that was busy with other things takes many times the seconds of the others."""
+    return statistics.median(budget(row, epoch) for row in results.runs[task, variant].values())
 
 
 def _band(axis: Axes, x: list[float], points: list[Interval], style: dict[str, Any]) -> None:

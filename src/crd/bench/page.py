@@ -45,19 +45,20 @@ def final_table(results: Results, task: str) -> str:
     for name in suite.baselines:
         if row := results.baselines.get((task, name)):
             values = [plain_number(row[metric]) if metric in row else "–" for metric in metrics]
-            lines.append([suite.label(name), "–", *values, "0", "0", "–"])
+            lines.append([suite.label(name), "–", *values, "0", "0", "0", "–"])
     for variant in suite.variants:
         if seeds := results.runs.get((task, variant)):
             finals = [list(results.final(task, variant, metric).values()) for metric in metrics]
             rows = list(seeds.values())
             cost = [
+                f"{sum(row['epochs'] for row in rows) / len(rows):g}",
                 f"{sum(row['epochs'] * row['forwards_per_epoch'] for row in rows) / len(rows):,.0f}",
                 number(mean_interval([row["seconds"] for row in rows])),
                 f"{max(row['peak_memory_MiB'] for row in rows)}",
             ]
             values = [number(mean_interval(final)) if final else "–" for final in finals]
             lines.append([suite.label(variant), str(len(rows)), *values, *cost])
-    return table(["", "seeds", *metrics, "forward passes", "seconds", "peak MiB"], lines)
+    return table(["", "seeds", *metrics, "epochs", "forward passes", "seconds", "peak MiB"], lines)
 
 
 def difference_table(results: Results, task: str) -> str:
@@ -80,8 +81,10 @@ def difference_table(results: Results, task: str) -> str:
 def alarms(results: Results) -> list[str]:
     """Which runs the hack alarm would flag, with the baselines as the pretrained model."""
     suite, lines = results.suite, []
+    runs = suite_runs(suite)
     for (task, variant), seeds in results.runs.items():
-        found = {seed: results.alarms(task, variant, seed) for seed in seeds}
+        here = [run for run in runs if (run.task, run.variant) == (task, variant) and run.seed in seeds]
+        found = {run.seed: results.alarms(run) for run in here}
         raised = [alarm for alarms_ in found.values() for alarm in alarms_]
         if raised:
             signs = ", ".join(f"{sign} (from epoch {min(a.epoch for a in raised if a.sign == sign)})" for sign in _signs(raised))

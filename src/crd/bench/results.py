@@ -1,5 +1,6 @@
 """The numbers of a suite: one compact row per finished run and baseline, in a small file that can be committed."""
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -7,11 +8,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from crd.alarm import Alarm, find_alarms
+from crd.alarm import Alarm, alarm_settings, find_alarms
 from crd.bench.baselines import read_baseline
 from crd.bench.runner import is_finished
 from crd.bench.suite import Run, Suite, suite_runs
-from crd.config import AlarmConfig
+from crd.config import CRDConfig
 from crd.errors import CRDError
 from crd.log import read_record
 from crd.run_folder import RunFolder
@@ -49,12 +50,12 @@ class Results:
         finals = {seed: result_evaluation(row) for seed, row in self.runs.get((task, method), {}).items()}
         return {seed: final[metric] for seed, final in finals.items() if metric in final}
 
-    def alarms(self, task: str, variant: str, seed: int) -> list[Alarm]:
+    def alarms(self, run: Run) -> list[Alarm]:
         """The hack alarms of a run. It did not evaluate the pretrained model itself: the suite's baselines stand for that."""
         names = {name: "base" if scale == 1 else "base-guided" for name, scale in self.suite.baselines.items()}
-        base = [{**row, "label": names[name]} for (of, name), row in self.baselines.items() if of == task]
-        own = [{**row, "label": f"epoch-{row['epoch']:04d}"} for row in self.runs[task, variant][seed]["evaluations"]]
-        return find_alarms([*base, *own], AlarmConfig())
+        base = [{**row, "label": names[name]} for (of, name), row in self.baselines.items() if of == run.task]
+        own = [{**row, "label": f"epoch-{row['epoch']:04d}"} for row in self.runs[run.task, run.variant][run.seed]["evaluations"]]
+        return find_alarms([*base, *own], alarm_settings(run.config))
 
 
 def result_evaluation(row: Row) -> Row:
@@ -80,6 +81,7 @@ def run_row(run: Run) -> Row:
         "task": run.task,
         "variant": run.variant,
         "seed": run.seed,
+        "settings": settings_digest(run.config),
         "epochs": len(training),
         "result_epoch": next(row["epoch"] for row in evaluations if row["label"] == result),
         "pictures_per_epoch": rollout.prompts_per_epoch * rollout.group_size,
@@ -89,6 +91,12 @@ def run_row(run: Run) -> Row:
         "evaluations": [_compact(row) for row in evaluations],
         "training": {"reward": [_short(row["reward"]) for row in training], "seconds": [round(s, 2) for s in seconds]},
     }
+
+
+def settings_digest(config: CRDConfig) -> str:
+    """Of a run's settings other than the defaults, so that a setting which is new in crd changes none; without its folder."""
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir"})
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _compact(row: Row) -> Row:
@@ -153,4 +161,28 @@ def load_results(suite: Suite, data: Path) -> Results:
     baselines = {key: {**found[key]["metrics"], "guidance_scale": found[key]["guidance_scale"]} for key in wanted if key in found}
     if not runs:
         raise CRDError(f"there is nothing to report: no run of {suite.output} is finished, and {data} holds none.")
-    return Results(suite, runs, baselines)
+    results = Results(suite, runs, baselines)
+    _check_settings(results, data)
+    _check_metrics(results)
+    return results
+
+
+def _check_settings(results: Results, data: Path) -> None:
+    """Raises CRDError for rows of runs with other settings; rows of before there were digests pass."""
+    for run in suite_runs(results.suite):
+        row = results.runs.get((run.task, run.variant), {}).get(run.seed, {})
+        if row.get("settings") not in (None, settings_digest(run.config)):
+            raise CRDError(
+                f"{data} holds {run.name} of other settings than the suite's. Run the suite again with another output, "
+                "give another --data, or remove the file."
+            )
+
+
+def _check_metrics(results: Results) -> None:
+    """Raises CRDError for a metric in the suite that nothing was measured by."""
+    rows = [result_evaluation(row) for seeds in results.runs.values() for row in seeds.values()]
+    known = dict.fromkeys(key for row in [*rows, *results.baselines.values()] for key in row if key not in NOT_METRICS)
+    asked = [("metrics", name) for name in results.suite.metrics]
+    for setting, name in [*asked, *(("claims", claim.metric) for claim in results.suite.claims)]:
+        if name not in known:
+            raise CRDError(f"{setting}: nothing was measured by {name!r}; there are {', '.join(known)}.")

@@ -22,6 +22,7 @@ from crd.run_folder import RunFolder
 
 POLL = 0.2  # seconds
 TAIL = 15  # lines of the log of a failed run
+PROBLEMS = (CRDError, OSError)  # what may be wrong with one run while others go on; OSError: a full disk, say
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_MININTERVAL": "10"}
 
 
@@ -35,7 +36,10 @@ def is_finished(run: Run) -> bool:
     folder.open(run.config, write=False)
     if not (folder.result(run.config).exists() and folder.summary.exists()):
         return False
-    summary, asked = json.loads(folder.summary.read_text()), run.config.train.epochs
+    try:
+        summary, asked = json.loads(folder.summary.read_text()), run.config.train.epochs
+    except ValueError:  # half of it: `crd train` writes it again
+        return False
     if summary["epochs"] > asked:
         raise CRDError(f"{run.folder} was trained for {summary['epochs']} epochs, more than the {asked} asked for now.")
     halted = run.config.alarm.action != "flag" and bool(summary["alarms"])  # its end comes before the last epoch
@@ -52,7 +56,7 @@ def state(run: Run) -> str:
     """How far a run is, in words."""
     try:
         return "finished" if is_finished(run) else f"{epochs_done(run)} of {run.config.train.epochs} epochs"
-    except CRDError as error:
+    except PROBLEMS as error:
         return str(error)
 
 
@@ -66,12 +70,21 @@ def tail(path: Path) -> str:
 @dataclass(frozen=True)
 class Child:
     run: Run
+    gpu: str | None
     process: subprocess.Popen[bytes]
     began: float
 
 
-def start(run: Run) -> Child:
-    """Starts ``crd train`` on the written settings; raises CRDError if another process is at work on the run."""
+def gpus() -> list[str]:
+    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them; none where there is no GPU."""
+    import torch  # here, since it takes seconds to load
+
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
+def start(run: Run, gpu: str | None = None) -> Child:
+    """Starts ``crd train`` on the written settings, on one GPU; raises CRDError if another process is at work on the run."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with log_file(run).open("ab") as log:
         try:
@@ -86,17 +99,18 @@ def start(run: Run) -> Child:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ONE_THREAD},
+            env={**os.environ, **ONE_THREAD, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})},
             process_group=0,  # else a Ctrl-C would reach it from the terminal and from us, which means: stop at once
         )
-    return Child(run, process, time.monotonic())
+    return Child(run, gpu, process, time.monotonic())
 
 
 class Pool:
-    """Runs as subprocesses, ``workers`` at a time, under one bar over the epochs of all of them."""
+    """Runs as subprocesses, ``workers`` at a time (default: one per GPU or CPU core), under one bar over all their epochs."""
 
-    def __init__(self, runs: list[Run], workers: int):
-        self.runs, self.workers = runs, workers
+    def __init__(self, runs: list[Run], workers: int | None):
+        self.runs, self.gpus = runs, gpus()
+        self.workers = workers or len(self.gpus) or os.cpu_count() or 1
         self.failed: list[str] = []
         self.finished: list[Run] = []
         self.waiting: list[Run] = []
@@ -125,7 +139,7 @@ class Pool:
         for run in self.runs:
             try:
                 (self.finished if is_finished(run) else self.waiting).append(run)
-            except CRDError as error:
+            except PROBLEMS as error:
                 self._fail(run, str(error))
 
     def _epochs(self) -> int:
@@ -136,9 +150,14 @@ class Pool:
         while self.waiting and len(self.children) < self.workers and not self.asked:
             run = self.waiting.pop(0)
             try:
-                self.children.append(start(run))
-            except CRDError as error:
+                self.children.append(start(run, self._free_gpu()))
+            except PROBLEMS as error:
                 self._fail(run, str(error))
+
+    def _free_gpu(self) -> str | None:
+        """The GPU with the fewest runs on it."""
+        taken = [child.gpu for child in self.children]
+        return min(self.gpus, key=taken.count, default=None)
 
     def _reap(self) -> None:
         for child in [child for child in self.children if child.process.poll() is not None]:
@@ -146,7 +165,7 @@ class Pool:
             run, log = child.run, log_file(child.run)
             try:
                 finished = is_finished(run)
-            except CRDError as error:
+            except PROBLEMS as error:
                 self._fail(run, str(error))
                 continue
             if finished and not child.process.returncode:

@@ -1,6 +1,5 @@
 """A suite: tasks x variants x seeds, read from a YAML file; and the runs that it stands for."""
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,8 +51,8 @@ class Suite(Section):
     """every task and variant is run with each of them"""
     forward_passes: int | None = Field(None, ge=1)
     """rows through the backbone per run, in rollouts and training, a backward counts as two; decides train.epochs"""
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-    """runs at once, one thread each"""
+    workers: int | None = Field(None, ge=1)
+    """runs at once, one CPU thread each; none: one per GPU, or per CPU core where there is no GPU"""
     overrides: Tree = Field(default_factory=dict)
     """settings of all runs"""
     tasks: dict[str, Task] = Field(min_length=1)
@@ -97,6 +96,8 @@ class Suite(Section):
         for claim in self.claims:
             _known("claims", [claim.more, claim.less], [*self.variants, *self.baselines])
             _known("claims", claim.tasks, self.tasks)
+            if {claim.more, claim.less} <= self.baselines.keys():
+                raise ValueError(f"claims: {claim.more} and {claim.less} are both baselines, of one evaluation each: no interval")
         for tree in (self.overrides, *(task.overrides for task in self.tasks.values()), *self.variants.values()):
             if own := [key for key in OWN if key in tree]:
                 raise ValueError(f"{', '.join(own)} cannot be overridden: it follows from output and seeds")

@@ -2,13 +2,14 @@
 
 import inspect
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 import diffusers
 import yaml
 
-from crd.alarm import DIRECTED
+from crd.alarm import held_out
 from crd.config import CRDConfig
 from crd.export import Form
 from crd.export.base_model import hub_id, local_folder, pipeline_index, public_name
@@ -52,7 +53,8 @@ def exported_card(folder: RunFolder, config: CRDConfig, summary: Row, form: Form
 
 def run_loading_lines(folder: RunFolder, config: CRDConfig) -> list[str]:
     """Three lines of plain diffusers that load the result on this machine."""
-    base = str(local_folder(config.model.path) or config.model.path)
+    found = local_folder(config.model.path)
+    base = str(found.resolve()) if found else config.model.path
     return loading_lines(folder, config, base, str(folder.path.resolve()))
 
 
@@ -93,22 +95,29 @@ def _call_arguments(kind: str, config: CRDConfig) -> list[str]:
     return [*arguments, "negative_prompt=''"] if guidance == "true_cfg_scale" and scale > 1 else arguments
 
 
+def public_label(name: str) -> str:
+    """A reward, judge or prompt set as others may know it: of a file its name, of an address its path without the host."""
+    if "://" in name:
+        return urlsplit(name).path.strip("/") or "a reward server"
+    return name if name.startswith("nano/") else PurePath(name).name
+
+
 def _card(folder: RunFolder, config: CRDConfig, summary: Row, form: Form, usage: str) -> str:
     licence = base_licence(config.model.path)
-    rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in config.rewards)
+    rewards = ", ".join(f"{public_label(reward.name)} (weight {reward.weight:g})" for reward in config.rewards)
     return f"""---
 {yaml.safe_dump(_front_matter(config, form, licence.front_matter), sort_keys=False, allow_unicode=True).strip()}
 ---
 # {KINDS[form]} by {ALGORITHMS[config.algorithm]}
 
-Base model: `{public_name(config.model.path)}`. Rewards: {rewards}. Training prompts: `{config.prompts.train}`.
+Base model: `{public_name(config.model.path)}`. Rewards: {rewards}. Training prompts: `{public_label(config.prompts.train)}`.
 {summary["epochs"]} epochs of {summary["pictures_per_epoch"]} pictures, {summary["optimiser_steps"]} optimiser steps.
 All settings: `config.yaml`.
 
-On held-out prompts (`{config.prompts.evaluation}`, listed in `evaluation_prompts.json`), {config.evaluation.steps} steps,
-fixed seeds:
+On held-out prompts (`{public_label(config.prompts.evaluation)}`, listed in `evaluation_prompts.json`),
+{config.evaluation.steps} steps, fixed seeds:
 
-{_table(summary)}
+{_table(config, summary)}
 {_verdict(summary)}
 
 ![before and after](before_after.png)
@@ -137,8 +146,8 @@ def _front_matter(config: CRDConfig, form: Form, licence: Row) -> Row:
     }
 
 
-def _table(summary: Row) -> str:
-    judges = [name for name in DIRECTED if name in summary["after"]]
+def _table(config: CRDConfig, summary: Row) -> str:
+    judges = [name for name in held_out(config) if name in summary["after"]]
     columns = ["reward", *judges, "drift", "diversity"]
     rows = {
         "pretrained": summary["before"],
@@ -155,7 +164,8 @@ def _table(summary: Row) -> str:
 
 
 def _verdict(summary: Row) -> str:
-    signs = "".join(f"\n* {alarm['text']} (optimiser step {alarm['step']})" for alarm in summary["alarms"])
+    texts = [(alarm["text"].replace(alarm["sign"], public_label(alarm["sign"])), alarm["step"]) for alarm in summary["alarms"]]
+    signs = "".join(f"\n* {text} (optimiser step {step})" for text, step in texts)
     verdict = f"The hack alarm was raised:\n{signs}" if signs else "The hack alarm was not raised."
     if summary["rolled_back_to"]:
         verdict += f"\n\nThese weights are those of {summary['rolled_back_to']}, which held-out judges liked best."

@@ -43,7 +43,10 @@ def export_run(run: Path, form: Form, output: Path | None = None, repo: str | No
         raise CRDError(f"--to {form}: {run} tuned the whole backbone (model.tuning full), so there is no LoRA. Use --to merged.")
     base = pipeline_folder(config.model.path) if form is Form.MERGED else None
     if form is Form.COMFYUI and isinstance(tuned, LoraLayers):
-        check_mapped(pipeline_index(config.model.path).get(tuned.backbone, (None, None))[1])
+        index = pipeline_index(config.model.path)
+        if not index:
+            raise CRDError(f"model.path: the base model {config.model.path}, whose class decides the names, cannot be had.")
+        check_mapped(index.get(tuned.backbone, (None, None))[1])
     if repo:
         check_login()
     partial = target.with_name(f"{target.name}.partial")  # of an export that was killed; it holds nothing else

@@ -30,9 +30,12 @@ def base_licence(path: str) -> Licence:
         return Licence(unknown, "The licence of the base model applies; it was not found in a model card of the base.")
     front_matter = {key: stated[key] for key in KEYS if stated.get(key)}
     link = str(front_matter.get("license_link", ""))
-    if link and "://" not in link and hub_id(path):  # a file of the base's repository
-        front_matter["license_link"] = f"https://huggingface.co/{path}/blob/main/{link}"
+    if link and "://" not in link:  # a file of the base's repository; of a folder nobody else has it
+        del front_matter["license_link"]
+        if hub_id(path):
+            front_matter["license_link"] = f"https://huggingface.co/{path}/blob/main/{link}"
     name = front_matter.get("license_name", front_matter["license"])
+    name = ", ".join(map(str, name)) if isinstance(name, list) else name
     where = f" ({front_matter['license_link']})" if "license_link" in front_matter else ""
     return Licence(front_matter, f"The base model's licence applies: {name}{where}.")
 

@@ -53,7 +53,7 @@ def absent_components(place: str) -> dict[str, None]:
 
 def load_pipeline(path: str, dtype: torch.dtype) -> DiffusionPipeline:
     """Loads a diffusers pipeline; raises CRDError if there is none at that place."""
-    folder = nano_folder() if path == "nano" else Path(path)
+    folder = nano_folder() if path == "nano" else Path(path).expanduser()
     looks_local = path == "nano" or path.startswith((".", "/", "~")) or folder.exists()
     if looks_local and not (folder / "model_index.json").is_file():
         raise CRDError(f"model.path: {folder.resolve()} is no diffusers pipeline: it has no model_index.json.")
@@ -97,16 +97,22 @@ def _check_hub(path: str) -> None:
 
 def cache_folder(family: Family, config: ModelConfig) -> Path | None:
     """Where prompt embeddings of these text encoders are kept; each kind has a folder of its own."""
-    return config.prompt_cache_folder / fingerprint(family) if config.prompt_cache_folder else None
+    return config.prompt_cache_folder.expanduser() / fingerprint(family) if config.prompt_cache_folder else None
 
 
 def load_policy(
-    model: str | DiffusionPipeline, config: ModelConfig, device: torch.device, names: Sequence[Weights] = TRAINING_SETS
+    model: str | Path | DiffusionPipeline, config: ModelConfig, device: torch.device, names: Sequence[Weights] = TRAINING_SETS
 ) -> Policy:
     """The policy over a pipeline of a supported class, with these sets of weights; the student must be among them."""
-    pipeline = load_pipeline(model, load_precision(config.precision, device)) if isinstance(model, str) else model
+    named = isinstance(model, str | Path)
+    pipeline = load_pipeline(str(model), load_precision(config.precision, device)) if named else model
     family = open_family(pipeline, config)
     dtype = family.backbone.dtype  # of a pipeline that was handed over, its own
+    if dtype == torch.float16 and "old" in names:  # only training keeps it
+        raise CRDError(
+            "the pipeline is in float16, in which the gradients of the loss (1e-9 per number) are zero. "
+            "Load it with torch_dtype=torch.bfloat16, or torch.float32."
+        )
     for component in family.pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()

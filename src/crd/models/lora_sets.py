@@ -16,12 +16,12 @@ from crd.errors import CRDError
 from crd.flow import widen
 from crd.lora_settings import FILE_NAME
 from crd.models.family import Family
-from crd.models.weights import Weights
+from crd.models.weights import TRAINING_SETS, Weights
 from crd.sharding import shard
 
 
 class LoraSets:
-    """LoRA weights of rank ``rank`` and scale ``alpha / rank`` on the modules whose names end with one of ``targets``.
+    """LoRA weights of rank ``rank`` and scale ``alpha / rank`` on the modules that ``targets`` name: wholly, or after a dot.
 
     All sets begin as the same weights, with which the backbone is the pretrained one. Raises CRDError if a target is in no name.
     """
@@ -32,13 +32,18 @@ class LoraSets:
         self.model, self.names = model, tuple(names)
         backbone = model.backbone
         modules = [name for name, _ in backbone.named_modules()]
-        missing = [target for target in targets if not any(name.endswith(target) for name in modules)]
+        missing = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in modules)]  # peft's rule
         if missing:
-            raise CRDError(f"model.lora_targets: the backbone has no module whose name ends with {', '.join(missing)}.")
+            raise CRDError(
+                f"model.lora_targets: the backbone has no module whose name ends with {', '.join(missing)}. "
+                "Names count from dot to dot: to_q is found in attn.to_q, o_q is not."
+            )
         self.settings = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
         with warnings.catch_warnings():  # several sets of weights over one backbone are the point
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # it cannot merge, nor do we
+            warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+            backbone.delete_adapters(list(TRAINING_SETS))  # of a run before this one with the same pipeline
             for name in names:
                 backbone.add_adapter(self.settings, adapter_name=name)
         student = [parameter for _, parameter in self.parameters("student")]

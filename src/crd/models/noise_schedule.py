@@ -22,7 +22,7 @@ _EULER = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)
 _SUPPORTED = (DDIMScheduler, PNDMScheduler, *_EULER, DPMSolverMultistepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler)
 
 
-@dataclass(frozen=True)
+@dataclass
 class NoiseSchedule:
     """Grid, timesteps and kind of prediction of a pipeline's scheduler.
 
@@ -32,6 +32,9 @@ class NoiseSchedule:
 
     scheduler: Any
     table: Tensor  # float32 noise level of every training timestep, ascending
+
+    def __post_init__(self) -> None:
+        self._placed = self.table  # where the model is: a copy in every pass would wait for the device
 
     @classmethod
     def of(cls, scheduler: Any) -> "NoiseSchedule":
@@ -80,7 +83,9 @@ class NoiseSchedule:
 
     def timesteps(self, sigma: Tensor) -> Tensor:
         """Float32 timesteps ``(b,)`` of noise levels ``(b,)``."""
-        return timestep_from_sigma(sigma.float(), self.table.to(sigma.device))
+        if self._placed.device != sigma.device:
+            self._placed = self.table.to(sigma.device)
+        return timestep_from_sigma(sigma.float(), self._placed)
 
     def velocity(self, x: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
         """Velocity at ``x`` from what the model predicts there."""

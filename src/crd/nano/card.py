@@ -37,7 +37,7 @@ It draws coloured shapes in GenEval's six tasks and signs with words of 3 to 5 c
 | guidance | OCR reward | exact | diversity |
 |---|---|---|---|
 {table}
-Shapes have no judge yet. To the eye, with guidance: one shape is mostly right, two and their places often, numbers often, and
-colours of pairs that pretraining never showed (a red ring) mostly wrong; squares and circles can be soft. `crd nano card`
-writes their grids beside this file.
+Shapes: `docs/nano.md` has GenEval's score by task. To the eye, with guidance: one shape is mostly right, two and their places
+often, numbers often, and colours of pairs that pretraining never showed (a red ring) mostly wrong; squares and circles can be
+soft. `crd nano card` writes their grids beside this file.
 """

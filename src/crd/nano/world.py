@@ -8,7 +8,8 @@ Two kinds of picture share one caption vocabulary:
 
 Everything is a function of the ``random.Random`` that is passed in. What the caption does not say
 (tint of the background, ink, place, size) is drawn at random, so that pictures of one prompt differ.
-Train and held-out prompts are disjoint: in words, and in (colour, shape) pairs.
+Train and held-out prompts are disjoint in words and in (colour, shape) pairs. Tasks without either (single_object,
+two_object, counting, position) have the same prompts in both; `crd.nano.geneval` splits those too.
 """
 
 import functools
@@ -97,7 +98,7 @@ def color_pairs(split: Split) -> list[tuple[str, str]]:
 
 
 def draw_prompt(task: Task, rng: random.Random, split: Split = "train") -> Prompt:
-    """One random prompt of a task, in GenEval's wording and metadata."""
+    """One random prompt of a task, in GenEval's wording and metadata; the split matters to text, colors and color_attr alone."""
     if task == "text":
         return text_prompt(rng.choice(TRAIN_WORDS if split == "train" else HELD_OUT_WORDS))
     include: list[dict[str, Any]]

@@ -1,5 +1,6 @@
 """What a policy weighs and computes, counted on its real modules without computing anything (fake tensors)."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Footprint:
     trained_bytes: int  # three sets, gradients and two moments of the student
     encoder_bytes: int
     vae_bytes: int
+    latent_bytes: int  # of one picture
     prompt_bytes: int  # of one prompt's conditioning
     pass_bytes: int  # kept by a pass however many rows it has: trained weights as autocast wants them
     row_bytes: int  # kept by one sample-timestep for its backward pass
@@ -58,6 +60,7 @@ def footprint(policy: Policy) -> Footprint:
         "trained_bytes": sum(map(_bytes, student)) * (len(TRAINING_SETS) + 3),
         "encoder_bytes": sum(_bytes(parameter) for module in encoders for parameter in module.parameters()),
         "vae_bytes": sum(_bytes(parameter) for parameter in pipeline.vae.parameters()),
+        "latent_bytes": 4 * math.prod(policy.model.latent_shape),
     }
     conditioning = policy.encode([""])
     sizes["prompt_bytes"] = sum(_bytes(tensor) for tensor in vars(conditioning).values() if tensor is not None)

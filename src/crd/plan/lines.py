@@ -7,23 +7,21 @@ import torch
 from accelerate import Accelerator
 
 from crd.config import CRDConfig
-from crd.micro_batch import ON_CPU, rows_per_step, with_micro_batch
+from crd.micro_batch import ON_CPU, rows_per_step, with_levels, with_micro_batch
 from crd.models.load import load_policy
 from crd.models.policy import Policy
-from crd.plan.counts import forwards_per_epoch, rollout_rows, training_rows
+from crd.plan.counts import evaluation_rows, evaluation_scales, forwards_per_epoch, rollout_rows, training_rows
 from crd.plan.footprint import Footprint, footprint
 from crd.plan.gpus import find_gpu
 from crd.plan.memory import Memory
 from crd.prompts import load_prompts
-
-DRIFT_PASSES = 9  # of an evaluated picture: three noise levels, of the student once and of the guided model twice
 
 
 @dataclass(frozen=True)
 class Plan:
     """What was counted of a run, and how fast a forward pass of one picture is."""
 
-    config: CRDConfig  # with a definite number of rows per forward pass
+    config: CRDConfig  # with definite numbers of noise levels and of rows per forward pass
     counted: Footprint
     prompts: int  # distinct ones to train on
     seconds: float  # per forward pass of one picture
@@ -33,11 +31,6 @@ class Plan:
         """Forward passes of an epoch; gradient checkpointing makes one of them twice."""
         recomputed = training_rows(self.config) if self.config.train.gradient_checkpointing else 0
         return forwards_per_epoch(self.config) + recomputed
-
-    @property
-    def evaluations(self) -> int:
-        settings = self.config.evaluation
-        return (2 if settings.before else 0) + -(-self.config.train.epochs // settings.every)
 
     def work(self) -> list[str]:
         """What the run does, whatever it runs on."""
@@ -57,15 +50,14 @@ class Plan:
             f"  operations             {counted.row_flops / 1e9:.3g} GFLOP a forward, "
             f"{self.passes * counted.row_flops / 1e15:.3g} PFLOP an epoch",
             f"  optimiser steps        {train.epochs * train.steps_per_epoch} in {train.epochs} epochs",
-            f"  evaluations            {self.evaluations} of {evaluation.prompts * evaluation.pictures_per_prompt} pictures",
+            f"  evaluations            {len(evaluation_scales(config))} of {evaluation.prompts * evaluation.pictures_per_prompt} "
+            f"pictures, {evaluation_rows(config)} forwards in all",
             f"  rows per forward pass  {train.micro_batch}",
         ]
 
     def time(self) -> str:
-        evaluation = self.config.evaluation
-        rows = evaluation.prompts * evaluation.pictures_per_prompt * (evaluation.steps + DRIFT_PASSES) * self.evaluations
         epoch = self.passes * self.seconds
-        total = self.config.train.epochs * epoch + rows * self.seconds
+        total = self.config.train.epochs * epoch + evaluation_rows(self.config) * self.seconds
         return (
             f"  estimated time         {_duration(epoch)} an epoch, {_duration(total)} in all on one process; "
             "decoding and reward not counted"
@@ -84,7 +76,8 @@ def plan_lines(config: CRDConfig, gpu: str | None = None, utilisation: float = 0
     model = config.model
     if model.precision == "auto":  # as it will be there, not as it would be here
         model = model.model_copy(update={"precision": "bfloat16"})
-    counted = footprint(load_policy(model.path, model, Accelerator().device, names=("student",)))
+    policy = load_policy(model.path, model, Accelerator().device, names=("student",))
+    config, counted = with_levels(config, policy), footprint(policy)
     prompts = len(load_prompts(config.prompts.train))
     memory = Memory(counted, config, card, prompts)
     seconds = counted.row_flops / (card.bf16_tflops * 1e12 * utilisation)
@@ -95,6 +88,7 @@ def plan_lines(config: CRDConfig, gpu: str | None = None, utilisation: float = 0
 
 def _plan_here(config: CRDConfig) -> list[str]:
     policy = load_policy(config.model.path, config.model, Accelerator().device, names=("student",))
+    config = with_levels(config, policy)
     config = with_micro_batch(config, config.train.micro_batch or min(rows_per_step(config), ON_CPU))
     seconds = _seconds_per_forward(policy, config.train.micro_batch)
     plan = Plan(config, footprint(policy), len(load_prompts(config.prompts.train)), seconds)

@@ -26,12 +26,20 @@ class Memory:
     def fixed(self) -> float:
         """What is always there."""
         idle = 0 if self.config.model.idle_on_host else self.counted.encoder_bytes + self.counted.vae_bytes
-        return self.counted.backbone_bytes + self.counted.trained_bytes + idle + self.prompts + OVERHEAD
+        return self.counted.backbone_bytes + self.counted.trained_bytes + idle + self.prompts + self.paths + OVERHEAD
 
     @property
     def prompts(self) -> float:
         """Prompt embeddings on the device."""
         return min(self.config.model.prompt_cache_MiB * 2**20, self.distinct_prompts * self.counted.prompt_bytes)
+
+    @property
+    def paths(self) -> float:
+        """All points on the way of an epoch's pictures, which only Flow-GRPO stores."""
+        if self.config.algorithm != "flow_grpo":
+            return 0.0
+        rollout = self.config.rollout
+        return float(rollout.prompts_per_epoch * rollout.group_size * (rollout.steps + 1) * self.counted.latent_bytes)
 
     @property
     def visiting(self) -> dict[str, float]:
@@ -42,13 +50,14 @@ class Memory:
             "encoding prompts": float(self.counted.encoder_bytes if away else 0),
             "drawing": SLACK * batch * self.counted.transient_bytes,
             "decoding": (self.counted.vae_bytes if away else 0) + SLACK * batch * self.counted.decode_bytes,
+            **({"joining the paths": self.paths} if self.paths else {}),  # those of batches, to those of the epoch
         }
 
     def training(self, rows: int, checkpointing: bool) -> float:
-        """Activations of one forward and backward pass."""
+        """Activations of one forward and backward pass, and the paths of the step's own pictures."""
         counted = self.counted
         row, once = (counted.checkpointed_row_bytes, 0) if checkpointing else (counted.row_bytes, counted.pass_bytes)
-        return once + SLACK * rows * (row + counted.transient_bytes)
+        return once + SLACK * rows * (row + counted.transient_bytes) + self.paths / self.config.train.steps_per_epoch
 
     def fits(self, rows: int, checkpointing: bool) -> bool:
         return self.fixed + self.training(rows, checkpointing) <= self.gpu.memory_gib * GIB
@@ -71,6 +80,8 @@ class Memory:
             "prompt embeddings": self.prompts,
             "driver, workspaces": OVERHEAD,
         }
+        if self.paths:
+            parts["paths of the rollout"] = self.paths
         if not self.config.model.idle_on_host:
             parts |= {"text encoders": self.counted.encoder_bytes, "VAE": self.counted.vae_bytes}
         phases = {**self.visiting, f"training {self.rows} rows": training}
@@ -103,9 +114,11 @@ class Memory:
             elif not checkpointing:
                 found.append("train.gradient_checkpointing=true: a third more time in training")
         for phase, size in self.visiting.items():
-            if self.fixed + size > limit and phase != "encoding prompts":
+            if self.fixed + size > limit and phase in ("drawing", "decoding"):
                 room = int(self.config.rollout.batch_size * (limit - self.fixed) / size)
                 found.append(f"rollout.batch_size={max(1, room)}: {phase} takes less")
+        if self.paths and self.fixed + self.paths > limit:
+            found.append("several GPUs: each keeps the paths of its own pictures only")
         if self.fixed + self.visiting["encoding prompts"] > limit:
             found.append("a text encoder is too large: load the pipeline without it (SD3: text_encoder_3), or use a larger GPU")
         return found

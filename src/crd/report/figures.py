@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from crd.alarm import DIRECTED
+from crd.export.card import public_label
 from crd.report.pictures import read_column
 
 BEFORE_AFTER_PROMPTS = 8
@@ -28,7 +29,7 @@ def before_after(path: Path, sheets: dict[str, Path], prompts: list[str], pictur
             axis.set_xticks([])
             axis.set_yticks([])
             if i == 0:
-                axis.set_title(_wrap(prompts[j]), fontsize=7)
+                axis.set_title(_wrap(prompts[j]), fontsize=7, parse_math=False)  # prompts may hold dollar signs
         axes[i][0].set_ylabel(title, fontsize=8)
     figure.suptitle("The same prompts and seeds", fontsize=10)
     figure.tight_layout()
@@ -42,7 +43,9 @@ def _wrap(text: str, width: int = 20) -> str:
     return "\n".join(textwrap.wrap(text, width))
 
 
-def curves(path: Path, training: list[Row], evaluations: list[Row], control: list[Row], alarms: list[Row]) -> None:
+def curves(
+    path: Path, training: list[Row], evaluations: list[Row], control: list[Row], alarms: list[Row], judges: list[str]
+) -> None:
     """Reward and drift on held-out prompts against optimiser steps, with judges, the base models as lines, and hack alarms."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 6), sharex=True)
     held_out = [row for row in evaluations if row["label"].startswith("epoch")]
@@ -60,7 +63,7 @@ def curves(path: Path, training: list[Row], evaluations: list[Row], control: lis
                 name = f"{label.replace('-', ', ')} (guidance {base[label]['guidance_scale']:g})"
                 axis.axhline(base[label][key], color="grey", linestyle=style, linewidth=1, label=name)
     for name, color in zip(DIRECTED, ("C2", "C4", "C5"), strict=True):
-        seen = [row for row in start + held_out if name in row]
+        seen = [row for row in start + held_out if name in judges and name in row]
         if seen:
             top.plot([r["step"] for r in seen], [r[name] for r in seen], ".--", color=color, linewidth=1, label=f"judge: {name}")
     top.plot([r["step"] for r in training], [r["reward"] for r in training], color="C0", alpha=0.35, label="rollouts")
@@ -70,7 +73,8 @@ def curves(path: Path, training: list[Row], evaluations: list[Row], control: lis
     for alarm in alarms:
         for axis in (top, bottom):
             axis.axvline(alarm["step"], color="C1", linewidth=1)
-        top.annotate(f"hack alarm: {alarm['sign']}", (alarm["step"], top.get_ylim()[0]), rotation=90, fontsize=7, color="C1")
+        text = f"hack alarm: {public_label(alarm['sign'])}"
+        top.annotate(text, (alarm["step"], top.get_ylim()[0]), rotation=90, fontsize=7, color="C1")
     for axis in (top, bottom):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -121,8 +123,19 @@ NAMED_REWARDS: dict[str, Callable[..., RewardFunction]] = {
 }
 
 
+def check_name(name: str) -> None:
+    """Raises CRDError with what is known if a name is none of it; nothing is loaded."""
+    if ":" not in name and name not in NAMED_REWARDS:
+        known = ", ".join(NAMED_REWARDS)
+        raise CRDError(
+            f"rewards: {name!r} is not known. Use one of {known}, or 'package.module:function', "
+            "or 'file.py:function', or the address of a server, 'http://127.0.0.1:8400/NAME'."
+        )
+
+
 def resolve_reward(name: str, options: dict[str, Any]) -> RewardFunction:
-    """The reward that a recipe names; raises CRDError with what is known if there is none."""
+    """The reward that a recipe names; raises CRDError if there is none."""
+    check_name(name)
     if name.startswith(("http://", "https://")):
         from crd.rewards.remote.client import remote_reward
 
@@ -131,12 +144,6 @@ def resolve_reward(name: str, options: dict[str, Any]) -> RewardFunction:
         if options:
             raise CRDError(f"rewards: {name!r} is a plain function and takes no options, got {options}.")
         return _imported(name)
-    if name not in NAMED_REWARDS:
-        known = ", ".join(NAMED_REWARDS)
-        raise CRDError(
-            f"rewards: {name!r} is not known. Use one of {known}, or 'package.module:function', "
-            "or 'file.py:function', or the address of a server, 'http://127.0.0.1:8400/NAME'."
-        )
     try:
         return NAMED_REWARDS[name](**options)
     except TypeError as error:
@@ -147,8 +154,10 @@ def _imported(name: str) -> RewardFunction:
     where, function = name.rsplit(":", 1)
     try:
         module = _module(where, name)
-    except (ImportError, SyntaxError) as error:
-        raise CRDError(f"rewards: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    except CRDError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise CRDError(f"rewards: {name!r} cannot be imported: {type(error).__name__}: {error}{_place(error)}") from error
     if function not in vars(module):
         raise CRDError(f"rewards: {name!r}: {where} defines no {function}.")
     if not callable(vars(module)[function]):
@@ -156,15 +165,27 @@ def _imported(name: str) -> RewardFunction:
     return vars(module)[function]
 
 
+def _place(error: BaseException) -> str:
+    """The line of the imported file that an exception came through; nothing if the file was not even started."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    theirs = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
+    inside = [frame for frame in theirs if frame.filename == theirs[0].filename]
+    return f" ({inside[-1].filename}, line {inside[-1].lineno})" if inside else ""
+
+
 def _module(where: str, name: str) -> ModuleType:
     if where.endswith(".py"):
-        path = Path(where)
+        path = Path(where).expanduser()
         if not path.is_file():
             raise CRDError(f"rewards: {name!r}: there is no file {path.resolve()}.")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"crd_reward_{path.stem}", path)
         assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            sys.modules.pop(spec.name, None)
+            raise
         return module
     if not all(part.isidentifier() for part in where.split(".")):
         raise CRDError(f"rewards: {name!r}: {where!r} is neither a module nor a .py file.")

@@ -110,7 +110,15 @@ class OCRReward:
         return [None if target is None else self.score(text, target) for text, target in zip(texts, targets, strict=True)]
 
     def read(self, images: list[Image.Image]) -> list[str]:
-        """The text of each picture; pictures of one call have one size."""
+        """The text of each picture."""
+        texts: dict[int, str] = {}
+        for size in dict.fromkeys(image.size for image in images):  # how a picture is read must not depend on the others
+            places = [i for i, image in enumerate(images) if image.size == size]
+            texts |= zip(places, self._read([images[i] for i in places]), strict=True)
+        return [texts[i] for i in range(len(images))]
+
+    def _read(self, images: list[Image.Image]) -> list[str]:
+        """The same of pictures of one size."""
         if images[0].height > LINE_HEIGHT if self.detect is None else self.detect:
             return [read_with_detection(image) for image in images]
         bands = [image.crop((0, image.height // 4, image.width, 3 * image.height // 4)) for image in images]

@@ -13,10 +13,6 @@ from crd.errors import CRDError
 from crd.log import logger
 from crd.rewards.ocr import quoted_target
 
-RECORD_FIELDS = frozenset(
-    ("reward", "drift", "diversity", "failed", "kind", "epoch", "step", "label", "guidance_scale", "vendi", "frechet")
-)
-
 
 class RewardFunction(Protocol):
     """``reward(images, prompts, **metadata) -> one number (or None) per picture``.
@@ -61,8 +57,6 @@ class RewardSet:
         names = [reward.name for reward in rewards]
         if len(set(names)) < len(names):  # scores are kept by name
             raise CRDError(f"rewards and judges need names of their own, got {', '.join(names)}. Rename or drop one.")
-        if taken := sorted(RECORD_FIELDS.intersection(names)):  # scores stand beside these in the record
-            raise CRDError(f"rewards: {', '.join(taken)} is the name of a field of the record. Rename the function or judge.")
         self.rewards = rewards
         self._logged: set[str] = set()
 
@@ -89,7 +83,10 @@ class RewardSet:
         keys = dict.fromkeys(key for entry in metadata for key in entry if key not in ("prompt", "images", "prompts"))
         columns = {key: [entry.get(key) for entry in metadata] for key in keys}
         try:
-            answer = list(reward.function(images, prompts, **columns))
+            given = reward.function([image.copy() for image in images], prompts, **columns)  # it may change them
+            if isinstance(given, str | dict | set):  # which are iterable, but not in the pictures' order, or not over scores
+                raise TypeError(f"returned a {type(given).__name__}, expected a list of numbers")
+            answer = list(given)
             if len(answer) != len(images):
                 raise ValueError(f"returned {len(answer)} scores for {len(images)} pictures")
             values = np.array([math.nan if value is None else float(value) for value in answer])

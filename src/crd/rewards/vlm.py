@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from crd.errors import CRDError
 from crd.log import logger
 from crd.rewards.remote.access import is_loopback, read_token
-from crd.rewards.remote.attempts import Again, keep_asking, post
+from crd.rewards.remote.attempts import Again, Connections, keep_asking, post
 from crd.rewards.remote.pictures import encode_png
 from crd.rewards.remote.wire import explain
 
@@ -48,14 +48,14 @@ class VLMOptions(BaseModel):
     """score: a number in the text; probability: P(Yes) / (P(Yes) + P(No)) of the first token, from the endpoint's logprobs"""
     question: str | None = None
     """what is asked about each picture, {prompt} standing for its prompt; none: a question that goes with answer"""
-    pattern: str = r"(?i)score\W*?(-?\d+(?:\.\d+)?)"
+    pattern: str = r"""(?i)score[\s*_:="'`]*(?:\([^()]*\)[\s*_:="'`]*)?(-?\d+(?:\.\d+)?)(?!\w|[.,-]\d)"""
     """of the number, its group 1; the last match in the text counts"""
     lowest: float = 1.0
     """the number that becomes 0 ..."""
     highest: float = 5.0
     """... and the one that becomes 1; a number outside of the two is no score"""
     max_tokens: int = Field(256, ge=1)
-    """length of an answer of kind score"""
+    """length of an answer of kind score; one that is cut off there is no score"""
     request: dict[str, Any] = {}
     """further fields of the request, or other values; none removes one: {max_tokens: null, max_completion_tokens: 256}"""
     concurrency: int = Field(8, ge=1)
@@ -63,9 +63,9 @@ class VLMOptions(BaseModel):
     timeout: float = Field(60, gt=0)
     """seconds for one attempt"""
     attempts: int = Field(4, ge=1)
-    """attempts for each picture: after 429, 5xx, a timeout or a broken connection, with growing pauses"""
+    """attempts for each picture that end in 500 or in no answer in time, with growing pauses"""
     deadline: float = Field(600, gt=0)
-    """seconds for all pictures of a call; those without an answer by then have no score"""
+    """seconds for all pictures of a call, while a busy or absent endpoint is asked again; those unanswered then have no score"""
     key_env: str | None = None
     """environment variable with the API key"""
     key_file: Path | None = None
@@ -107,7 +107,7 @@ class VLMReward:
 
     def __init__(self, options: VLMOptions):
         self.options = options
-        self._key = read_token(options.key_file, options.key_env)
+        self._key = read_token(options.key_file, options.key_env, minimum=1)
         self._address, host = _address(options)
         self._loopback = is_loopback(host)
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -117,10 +117,10 @@ class VLMReward:
         self._told: set[str] = set()  # kinds of failure that are logged already
 
     def __call__(self, images: list[Image.Image], prompts: list[str], **metadata: list[Any]) -> list[float | None]:
-        until, stop = time.monotonic() + self.options.deadline, threading.Event()
-        limits = httpx2.Limits(max_connections=self.options.concurrency)
+        until, stop, connections = time.monotonic() + self.options.deadline, threading.Event(), Connections()
+        limits, hooks = httpx2.Limits(max_connections=self.options.concurrency), {"request": [connections.watch]}
         with (  # proxies of the environment are used, but cannot reach this machine
-            httpx2.Client(trust_env=not self._loopback, follow_redirects=False, limits=limits) as http,
+            httpx2.Client(trust_env=not self._loopback, follow_redirects=False, limits=limits, event_hooks=hooks) as http,
             ThreadPoolExecutor(self.options.concurrency) as pool,
         ):
             try:
@@ -128,6 +128,7 @@ class VLMReward:
             except BaseException:  # Ctrl-C: the requests under way need not go on
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
+                connections.cut()
                 raise
 
     def _score(self, http: httpx2.Client, image: Image.Image, prompt: str, until: float, stop: threading.Event) -> float | None:
@@ -139,7 +140,9 @@ class VLMReward:
             return post(http, self._address, body, self._headers, self.options.timeout, until)
 
         def tell(problem: Again) -> None:
-            if next(failures) >= self.options.attempts:
+            if problem.kind != "failed":
+                self._tell(problem.kind, f"{problem}. It is asked again for up to {self.options.deadline:g} s.")
+            elif next(failures) >= self.options.attempts:
                 raise CRDError(f"no answer in {self.options.attempts} attempts; the last: {problem}")
 
         try:
@@ -149,7 +152,8 @@ class VLMReward:
         except Unreadable as error:
             self._tell("unreadable", f"an answer could not be read, its picture has no score: {error}")
         except CRDError as error:
-            self._tell("failed", f"a request failed, its picture has no score: {error}")
+            if not stop.is_set():
+                self._tell("failed", f"a request failed, its picture has no score: {error}")
         return None
 
     def _request(self, image: Image.Image, prompt: str) -> dict[str, Any]:
@@ -214,6 +218,7 @@ class _Message(BaseModel):
 
 class _Choice(BaseModel):
     message: _Message
+    finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
 
@@ -231,6 +236,8 @@ def read_answer(content: bytes, options: VLMOptions) -> float:
         raise Unreadable(f"it is no chat completion: {explain(error)}") from None
     if options.answer == "probability":
         return probability_of_yes(choice.logprobs.content if choice.logprobs else None)
+    if choice.finish_reason == "length":  # a number in it may be anything but the verdict
+        raise Unreadable("it was cut off at max_tokens")
     return number_in(choice.message.content or "", options)
 
 

@@ -56,7 +56,6 @@ class SeenObject:
         return self._colors(self._picture, self._mask, self.box, self.name)
 
 
-@functools.cache  # geneval and geneval_correct of one run share the networks
 def load_detector(
     path: str, clip: str = CLIP, device: str | None = None, dtype: str = "float32", batch_size: int = 8
 ) -> "Mask2FormerDetector":
@@ -69,6 +68,11 @@ def load_detector(
         dtype: "float32", "bfloat16" or "float16".
         batch_size: pictures of one size in one forward pass.
     """
+    return _load_detector(path, clip, device, dtype, batch_size)  # by position: the cache tells spellings of a call apart
+
+
+@functools.cache  # geneval and geneval_correct of one run share the networks
+def _load_detector(path: str, clip: str, device: str | None, dtype: str, batch_size: int) -> "Mask2FormerDetector":
     place = make_placement("geneval", device, dtype, batch_size)
     detector = Mask2FormerDetector(load_model(path, place), ClipColors(clip, place), place)
     if not detector.is_the_benchmarks:

@@ -3,7 +3,7 @@
 Two modes. ``reference`` is the published behaviour, oddities included. ``repaired``, the default, differs in
 three places:
 
-* Count terms are clipped at 0; the published ones fall to -15, and one such picture rules its group's spread.
+* Count terms are clipped at 0; the published ones fall to -14, and one such picture rules its group's spread.
 * A violated relation adds one term, 0; the published code adds a 0 and a 1, so that it earns 3/4.
 * Boxes of one class that nearly coincide are one object; published, an object that is detected twice counts as two.
 """

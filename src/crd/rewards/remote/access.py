@@ -21,25 +21,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_token(file: Path | None, variable: str | None) -> str | None:
-    """The bearer token of a file that only its owner may read, or of an environment variable; None if neither is named."""
+def read_token(file: Path | None, variable: str | None, minimum: int = MIN_TOKEN) -> str | None:
+    """The bearer token of a file that only its owner may read, or of an environment variable; None if neither is named.
+
+    ``minimum``: of characters, less for tokens that others give out.
+    """
+    advice = f" {MAKE_ONE}" if minimum >= MIN_TOKEN else ""
     if file and variable:
         raise CRDError(f"a token comes from a file or from the environment, not both: got {file} and {variable}.")
     if file:
-        return _checked(_private_text(file), f"the token file {file}")
+        return _checked(_private_text(file, advice), f"the token file {file}", minimum, advice)
     if variable:
         if variable not in os.environ:
-            raise CRDError(f"the environment variable {variable} of the token is not set. {MAKE_ONE}")
-        return _checked(os.environ[variable], f"the token in {variable}")
+            raise CRDError(f"the environment variable {variable} of the token is not set.{advice}")
+        return _checked(os.environ[variable], f"the token in {variable}", minimum, advice)
     return None
 
 
-def _private_text(file: Path) -> str:
+def _private_text(file: Path, advice: str) -> str:
     try:
         mode = stat.S_IMODE(file.stat().st_mode)
         text = file.read_text("ascii")
     except FileNotFoundError:
-        raise CRDError(f"there is no token file {file}. {MAKE_ONE}") from None
+        raise CRDError(f"there is no token file {file}.{advice}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CRDError(f"the token file {file} cannot be read as ASCII text: {error}") from None
     if os.name == "posix" and mode & 0o077:
@@ -47,10 +51,10 @@ def _private_text(file: Path) -> str:
     return text
 
 
-def _checked(text: str, source: str) -> str:
+def _checked(text: str, source: str, minimum: int, advice: str) -> str:
     token = text.strip()
-    if len(token) < MIN_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+    if len(token) < minimum or not (token.isascii() and token.isprintable()) or " " in token:
         raise CRDError(
-            f"{source} must hold at least {MIN_TOKEN} ASCII characters without spaces, it has {len(token)} characters. {MAKE_ONE}"
+            f"{source} must hold ASCII characters without spaces, at least {minimum}; it has {len(token)} characters.{advice}"
         )
     return token

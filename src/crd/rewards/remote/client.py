@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from crd.errors import CRDError
 from crd.log import logger
 from crd.rewards.remote.access import is_loopback, read_token
-from crd.rewards.remote.attempts import Again, keep_asking, post
+from crd.rewards.remote.attempts import Again, Connections, keep_asking, post
 from crd.rewards.remote.pictures import encode_png
-from crd.rewards.remote.wire import JSON_TYPE, VERSION, Item, ScoreAnswer, ScoreRequest, explain
+from crd.rewards.remote.wire import JSON_TYPE, VERSION, Item, ScoreAnswer, ScoreRequest, explain, visible
 
 
 class RemoteOptions(BaseModel):
@@ -85,6 +85,8 @@ class RemoteReward:
 
     def __call__(self, images: list[Image.Image], prompts: list[str], **metadata: list[Any]) -> list[float | None]:
         stop = threading.Event()  # set when one request fails for good: the others need not go on
+        connections = Connections()
+        hooks = {"request": [connections.watch]}
 
         def score(start: int) -> list[float | None]:
             part = range(start, min(start + self.options.chunk, len(images)))
@@ -95,7 +97,8 @@ class RemoteReward:
             return self._request(http, items, stop)
 
         with (
-            httpx2.Client(verify=self._tls, trust_env=False, follow_redirects=False) as http,  # no proxies from elsewhere
+            # no proxies from elsewhere
+            httpx2.Client(verify=self._tls, trust_env=False, follow_redirects=False, event_hooks=hooks) as http,
             ThreadPoolExecutor(self.options.in_flight) as pool,
         ):
             futures = [pool.submit(score, start) for start in range(0, len(images), self.options.chunk)]
@@ -106,6 +109,7 @@ class RemoteReward:
             except BaseException:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
+                connections.cut()
                 raise
         return [score for future in futures for score in future.result()]
 
@@ -141,7 +145,7 @@ class RemoteReward:
             self._config_hash = self._config_hash or answer.config_hash
         if answer.config_hash != self._config_hash:
             raise CRDError(
-                f"the server's config_hash is {answer.config_hash}, expected {self._config_hash}: its reward has "
+                f"the server's config_hash is {visible(answer.config_hash, 200)}, expected {self._config_hash}: its reward has "
                 "other options, code or versions, so its scores must not be mixed with earlier ones."
             )
         return answer

@@ -4,22 +4,30 @@ import asyncio
 import hashlib
 import hmac
 import math
+import signal
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
+import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from crd.log import logger
 from crd.rewards.protocol import RewardSet
 from crd.rewards.remote.pictures import TooLarge, open_png, unpack
 from crd.rewards.remote.wire import JSON_TYPE, VERSION, Item, Result, ScoreAnswer, ScoreRequest, explain
+
+PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # bytes of text that a picture may hold unpacked; Pillow unpacks it on opening
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,8 @@ class Reward:
     config_hash: str
 
 
-class Refused(Exception):
-    """A request that gets an error code and one line of text."""
-
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
-        super().__init__(message)
-        self.status, self.headers = status, headers
+class Refused(HTTPException):
+    """A request that gets an error code, one line of text and maybe headers."""
 
 
 class Answers:
@@ -58,7 +62,11 @@ class Answers:
         self._capacity = capacity
         self._tasks: OrderedDict[tuple[str, str], tuple[bytes, asyncio.Task[bytes]]] = OrderedDict()
 
-    async def get(self, key: tuple[str, str], body: bytes, make: Callable[[], bytes]) -> bytes:
+    @property
+    def running(self) -> int:
+        return sum(not task.done() for _, task in self._tasks.values())
+
+    def get(self, key: tuple[str, str], body: bytes, make: Callable[[], bytes]) -> asyncio.Task[bytes]:
         """The answer to this request; ``make`` runs in a thread, and once however often the request comes."""
         digest = hashlib.sha256(body).digest()
         if key not in self._tasks:
@@ -68,7 +76,7 @@ class Answers:
         known, task = self._tasks[key]
         if known != digest:
             raise Refused(409, "this request_id was used for another request")
-        return await asyncio.shield(task)
+        return task
 
     def _settle(self, key: tuple[str, str], task: asyncio.Task[bytes]) -> None:
         """Forgets what failed, and the oldest answers beyond the capacity."""
@@ -87,7 +95,8 @@ class Service:
         self.rewards: dict[str, Reward] = {}
         self.answers = Answers(self.limits.remembered)
         self._header = f"Bearer {token}".encode() if token else None
-        self._active = 0
+        self.closing = False  # nothing more is scored
+        self._receiving = 0
         self._scoring = threading.Lock()  # rewards need not be thread-safe, and share one accelerator
 
     @property
@@ -98,15 +107,20 @@ class Service:
         if self._header and not hmac.compare_digest(header.encode("latin-1"), self._header):
             raise Refused(401, "a valid bearer token is needed", {"WWW-Authenticate": "Bearer"})
 
+    @property
+    def active(self) -> int:
+        """Requests being received, waiting or scored; one that was given up and sent again counts once."""
+        return self._receiving + self.answers.running
+
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        if self._active >= self.limits.requests:
-            raise Refused(429, f"{self._active} requests are being worked on", {"Retry-After": "1"})
-        self._active += 1
+    def receiving(self) -> Iterator[None]:
+        if self.active >= self.limits.requests:
+            raise Refused(429, f"{self.active} requests are being worked on", {"Retry-After": "1"})
+        self._receiving += 1
         try:
             yield
         finally:
-            self._active -= 1
+            self._receiving -= 1
 
     def check_name(self, name: str) -> None:
         if name not in self.expected:
@@ -121,7 +135,13 @@ class Service:
         whole = [(picture, item) for picture, item in zip(pictures, wanted.items, strict=True) if picture is not None]
         images, prompts, metadata = [p for p, _ in whole], [i.prompt for _, i in whole], [i.metadata for _, i in whole]
         with self._scoring:
-            scores = iter(reward.rewards.score(images, prompts, metadata).parts[name])
+            if self.closing:
+                raise Refused(503, "the server is stopping", {"Retry-After": "2"})
+            try:
+                scores = iter(reward.rewards.score(images, prompts, metadata).parts[name])
+            except torch.OutOfMemoryError as error:
+                logger.error("reward %s ran out of memory with %d pictures: %s", name, len(images), error)
+                raise Refused(413, "out of memory; send fewer pictures") from None
         results = [Result(status="bad_picture", score=None) if p is None else _result(float(next(scores))) for p in pictures]
         answer = ScoreAnswer(
             version=VERSION, request_id=wanted.request_id, model=name, config_hash=reward.config_hash, results=results
@@ -144,7 +164,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise Refused(413, f"the body has {length} bytes, at most {limits.body_bytes} are taken; send fewer pictures")
     try:
         async with asyncio.timeout(limits.body_seconds):
-            return await request.body()  # the HTTP parser cuts it at the length given
+            pieces = [piece async for piece in request.stream()]  # the HTTP parser cuts it at the length given
+            return b"".join(pieces)  # not request.body(), which keeps it for as long as the answer takes
     except TimeoutError:
         raise Refused(408, f"the body took longer than {limits.body_seconds:g} s") from None
     except ClientDisconnect:
@@ -177,9 +198,13 @@ def make_app(service: Service) -> FastAPI:
     """``POST /NAME`` scores; ``GET /health``: the process lives; ``GET /ready``: all rewards are loaded."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
-    @app.exception_handler(Refused)
-    async def refuse(request: Request, error: Refused) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, error.status, error.headers)
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> JSONResponse:  # which is logged, with its traceback
+        return JSONResponse({"error": "an error of the server; its output says more"}, 500)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -189,20 +214,40 @@ def make_app(service: Service) -> FastAPI:
     async def ready() -> JSONResponse:
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
+    async def receive(name: str, request: Request) -> asyncio.Task[bytes]:
+        """The answer to be waited for, with nothing else of the request kept for that time."""
+        with service.receiving():
+            body = await read_body(request, service.limits)
+            wanted = await asyncio.to_thread(parse, body, service.limits)
+            return service.answers.get((name, wanted.request_id), body, lambda: service.score(name, wanted))
+
     @app.post("/{name}")
     async def score(name: str, request: Request) -> Response:
         service.authorise(request.headers.get("authorization", ""))
         service.check_name(name)
-        with service.slot():
-            body = await read_body(request, service.limits)
-            wanted = await asyncio.to_thread(parse, body, service.limits)
-            answer = await service.answers.get((name, wanted.request_id), body, lambda: service.score(name, wanted))
-        return Response(answer, media_type=JSON_TYPE)
+        return Response(await asyncio.shield(await receive(name, request)), media_type=JSON_TYPE)
 
     return app
 
 
-def make_server(service: Service) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """On Ctrl-C or SIGTERM it answers the request being scored, refuses the others and ends; on a second signal at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.should_exit = True
+        for number in (signal.SIGINT, signal.SIGTERM):  # a thread that scores would hold up any other end
+            signal.signal(number, signal.SIG_DFL)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.closing = True
+        await super().shutdown(sockets)
+
+
+def make_server(service: Service) -> Server:
     """Ready to ``run`` on a socket; it logs errors only, and says nothing of itself in headers."""
     config = uvicorn.Config(
         make_app(service),
@@ -213,6 +258,5 @@ def make_server(service: Service) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=10,
     )
-    return uvicorn.Server(config)
+    return Server(config, service)

@@ -71,5 +71,12 @@ class ScoreAnswer(Message):
 def explain(error: ValidationError) -> str:
     """The first few problems with their places, without the values found there."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [f"{'.'.join(map(str, p['loc'])) or 'message'}: {p['msg']}" for p in problems[:3]]
-    return "; ".join(lines) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+    places = [".".join(visible(str(part), 80) for part in p["loc"]) or "message" for p in problems[:3]]
+    lines = [f"{place}: {p['msg']}" for place, p in zip(places, problems, strict=False)]
+    return visible("; ".join(lines), 500) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+
+
+def visible(text: str, most: int) -> str:
+    """A stranger's text in one line of at most about ``most`` characters, with escapes for those that do not print."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return shown if len(shown) <= most else shown[:most] + "..."
