@@ -425,8 +425,9 @@ def test_wrong_arguments_of_sample_and_eval(tmp_path, crd, tiny_folder):
 
 
 @pytest.fixture
-def small_files():
+def small_files(monkeypatch):
     """``small_files(size)``: from here on no file may grow beyond that many bytes, as on a disk that is full."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # early versions of 3.11 would leave half of it
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -96,9 +96,15 @@ def finished(home):
     first = bench(write_suite(home, "first", seeds=[0]), printed)
     wait_until(lambda: len(trained(output)) == 2, first, printed)
     children = [child for child in psutil.Process(first.pid).children() if "train" in child.cmdline()]
-    next(child for child in children if child.cmdline()[-1].endswith("crd/seed-0.yaml")).kill()
+    (killed,) = [child for child in children if child.cmdline()[-1].endswith("crd/seed-0.yaml")]
+    for child in children:
+        child.suspend()  # so that the other run has epochs left
+    killed.kill()
     wait_until(lambda: "failed  " in printed.read_text(), first, printed)
-    first.send_signal(signal.SIGINT)  # the other run has epochs left
+    first.send_signal(signal.SIGINT)
+    wait_until(lambda: "Stopping" in printed.read_text(), first, printed)
+    for child in set(children) - {killed}:
+        child.resume()
     assert first.wait(PATIENCE) == 1
     assert not any(child.is_running() for child in children)
     last = bench(path, home / "last.txt")
