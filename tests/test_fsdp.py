@@ -12,7 +12,7 @@ import torch
 import yaml
 from several import FSDP2, free_port, on_processes
 from tiny import tiny_config, tiny_pipeline
-from train_tiny import same, train_tiny
+from train_tiny import COMMON, same, several_epochs, train_tiny
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "machines.md"
@@ -34,7 +34,6 @@ CASES = {
         "train": {"micro_batch": 5},
     },
 }
-COMMON = {"reward_failure_limit": 1.0, "evaluation": {"every": 2, "prompts": 1, "pictures_per_prompt": 1}}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -47,14 +46,10 @@ def test_two_processes_equal_one(tmp_path, name):
 
 
 def test_resumed_on_another_number_of_processes(tmp_path):
-    def sections(epochs):
-        evaluation = {**COMMON["evaluation"], "every": 1}
-        return {"rollout": {"prompts_per_epoch": 3, "group_size": 3}, "train": {"epochs": epochs}, "evaluation": evaluation}
-
-    on_processes(1, train_tiny, tmp_path / "smooth", sections(3))
-    on_processes(2, train_tiny, tmp_path / "moved", sections(1), environment=FSDP2)
-    on_processes(1, train_tiny, tmp_path / "moved", sections(2))
-    on_processes(2, train_tiny, tmp_path / "moved", sections(3), environment=FSDP2)
+    on_processes(1, train_tiny, tmp_path / "smooth", several_epochs(3))
+    on_processes(2, train_tiny, tmp_path / "moved", several_epochs(1), environment=FSDP2)
+    on_processes(1, train_tiny, tmp_path / "moved", several_epochs(2))
+    on_processes(2, train_tiny, tmp_path / "moved", several_epochs(3), environment=FSDP2)
     same(tmp_path / "smooth", tmp_path / "moved")
 
 

@@ -11,13 +11,12 @@ import torch
 import yaml
 from several import ZERO1, free_port, on_processes
 from tiny import tiny_config, tiny_pipeline
-from train_tiny import same, train_tiny
+from train_tiny import COMMON, same, several_epochs, train_tiny
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed; `make test-extras` installs it")
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "machines.md"
-COMMON = {"reward_failure_limit": 1.0, "evaluation": {"every": 2, "prompts": 1, "pictures_per_prompt": 1}}
 CASES = {
     "groups split, in two passes": {"rollout": {"prompts_per_epoch": 3, "group_size": 3}, "train": {"micro_batch": 5}},
     "one process without samples": {"rollout": {"prompts_per_epoch": 4, "group_size": 2}, "train": {"steps_per_epoch": 2}},
@@ -34,20 +33,16 @@ def test_two_processes_equal_one(tmp_path, name):
 
 
 def test_resumed_on_another_number_of_processes(tmp_path):
-    def sections(epochs):
-        evaluation = {**COMMON["evaluation"], "every": 1}
-        return {"rollout": {"prompts_per_epoch": 3, "group_size": 3}, "train": {"epochs": epochs}, "evaluation": evaluation}
-
-    on_processes(1, train_tiny, tmp_path / "smooth", sections(4))
-    on_processes(2, train_tiny, tmp_path / "moved", sections(1), environment=ZERO1)
-    on_processes(2, train_tiny, tmp_path / "moved", sections(2), environment=ZERO1)
-    on_processes(1, train_tiny, tmp_path / "moved", sections(3))
-    on_processes(2, train_tiny, tmp_path / "moved", sections(4), environment=ZERO1)
+    on_processes(1, train_tiny, tmp_path / "smooth", several_epochs(4))
+    on_processes(2, train_tiny, tmp_path / "moved", several_epochs(1), environment=ZERO1)
+    on_processes(2, train_tiny, tmp_path / "moved", several_epochs(2), environment=ZERO1)
+    on_processes(1, train_tiny, tmp_path / "moved", several_epochs(3))
+    on_processes(2, train_tiny, tmp_path / "moved", several_epochs(4), environment=ZERO1)
     same(tmp_path / "smooth", tmp_path / "moved")
 
 
 def what_a_process_keeps(folder):
-    """Share of the moments on this process; whether a gradient that is not finite on one of them leaves all weights alone."""
+    """Share of the moments on this process, the norm if the main process has a gradient that is not finite, and the count of steps."""
     from accelerate import Accelerator
 
     from crd.models.load import load_policy

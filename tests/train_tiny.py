@@ -19,6 +19,16 @@ def some_fail(images, prompts, **metadata):
     return [None if sum(map(ord, prompt)) % 2 else score for prompt, score in zip(prompts, redness(images, prompts), strict=True)]
 
 
+#: of runs that are compared over numbers of processes
+COMMON = {"reward_failure_limit": 1.0, "evaluation": {"every": 2, "prompts": 1, "pictures_per_prompt": 1}}
+
+
+def several_epochs(epochs):
+    """Sections of a run that is stopped and gone on with; three prompts divide by no number of processes here."""
+    evaluation = {**COMMON["evaluation"], "every": 1}
+    return {"rollout": {"prompts_per_epoch": 3, "group_size": 3}, "train": {"epochs": epochs}, "evaluation": evaluation}
+
+
 def train_tiny(folder, sections, reward="redness"):
     """Trains; returns what the process knows of itself."""
     chosen = {"redness": redness, "some_fail": some_fail}[reward]
