@@ -42,7 +42,7 @@ def test_resumed_on_another_number_of_processes(tmp_path):
 
 
 def what_a_process_keeps(folder):
-    """Share of the moments on this process, the norm if the main process has a gradient that is not finite, and the count of steps."""
+    """Share of the moments on this process, the norm if a gradient of the main process is not finite, and the count of steps."""
     from accelerate import Accelerator
 
     from crd.models.load import load_policy
